@@ -1,0 +1,242 @@
+"""The public function: arguments checked once, a backend chosen in the open, the sum scaled."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from inhibitor.errors import OperatorError, suggestion
+from inhibitor.ops import masks, operator, reference
+
+Backend = Literal["auto", "torch", "reference"]
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """What ``backend="auto"`` uses, and why."""
+
+    name: str
+    reason: str
+
+
+def which_backend(query: Tensor | None = None) -> BackendChoice:
+    """Say which backend ``auto`` picks for tensors like ``query`` (default: float32 on the CPU), and why.
+
+    Example:
+        >>> which_backend().name
+        'torch'
+    """
+    place = "cpu" if query is None else query.device.type
+    return BackendChoice("torch", f"the PyTorch backend serves every device; no native kernel for {place} is installed")
+
+
+def inhibitor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    gamma: float | Tensor = 1.0,
+    eta: float | Tensor = 1.0,
+    delta: float | Tensor = 0.0,
+    length_exponent: float | Tensor = 0.0,
+    center: bool = True,
+    signed: bool = True,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    r"""Attention by Manhattan distance and inhibition, in the place of ``scaled_dot_product_attention``.
+
+    .. math::
+        S_{ij} &= \gamma \cdot \text{scale} \cdot \textstyle\sum_k |Q_{ik} - K_{jk}| \\
+        Z_{ij} &= \mathrm{ReLU}(S_{ij} - \mathrm{mean}_j S_{ij} + \delta) \\
+        H_{il} &= \eta \, n_i^{-\rho} \textstyle\sum_j (V_{jl}^+ - Z_{ij})^+ + (V_{jl}^- + Z_{ij})^-
+
+    The mean and the sum run over the :math:`n_i` keys that query i may see. What it may not see contributes exactly
+    nothing, NaN included; a query that sees no key gets 0 and passes no gradient back. Source: InhibiDistilbert,
+    arXiv 2503.15983; ρ is ours and 0 in the paper.
+
+    Args:
+        query: (batch, heads, queries, head_dim), float64, float32, bfloat16 or float16. Half precision is accumulated
+            in float32 and rounded once.
+        key: (batch, key heads, keys, head_dim), same dtype and device. Batch and heads of size 1 are broadcast.
+        value: (batch, key heads, keys, value_dim), same dtype and device.
+        gamma: γ, the slope of the score: a number or (heads,).
+        eta: η, the scale of the result: a number or (heads,).
+        delta: δ, the shift of the score: a number or (heads,).
+        length_exponent: ρ, a number or (heads,): 0 gives a sum over keys, 1 a mean.
+        center: Whether the row's mean is subtracted from the scores.
+        signed: False gives the unsigned form of the first paper (arXiv 2310.02041), ReLU(V − Z).
+        attn_mask: Boolean, broadcastable to (batch, heads, queries, keys), True = may attend.
+        is_causal: Query i sees keys 0 to i only, besides ``attn_mask``.
+        scale: Factor of the distance; 1/√head_dim if None.
+        enable_gqa: Let each key head serve heads ÷ key heads query heads.
+        backend: ``"torch"`` runs in blocks on every device, ``"reference"`` is the equations written out,
+            ``"auto"`` is what ``which_backend`` says.
+
+    Returns:
+        (batch, heads, queries, value_dim) in query's dtype.
+
+    Raises:
+        OperatorError: A shape, dtype, device, mask or name that does not fit; it says which and what to do.
+
+    Example:
+        >>> q = k = v = torch.ones(2, 4, 8, 16)
+        >>> inhibitor_attention(q, k, v, length_exponent=1.0).shape
+        torch.Size([2, 4, 8, 16])
+    """
+    _check_tensors(query, key, value, enable_gqa)
+    batch = max(tensor.shape[0] for tensor in (query, key, value)) if query.shape[0] else 0
+    query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
+    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
+    key_heads = max(key.shape[1], value.shape[1])
+    key, value = (tensor.expand(-1, key_heads, -1, -1) for tensor in (key, value))
+    attn_mask = _check_mask(attn_mask, (batch, heads, queries, keys), query.device)
+    slope, shift = _per_head("gamma", gamma, query), _per_head("delta", delta, query)
+    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+
+    if backend not in get_args(Backend):
+        raise OperatorError(
+            "backend",
+            expected="one of " + ", ".join(get_args(Backend)),
+            got=repr(backend),
+            remedy=suggestion(str(backend), get_args(Backend)),
+        )
+    run = reference.attention if backend == "reference" else operator.attention
+    total = run(query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
+
+    if isinstance(eta, Tensor) or eta != 1.0:
+        total = total * _per_head("eta", eta, query).view(-1, 1, 1)
+    if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
+        exponent = _per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
+        count = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
+        total = total * torch.pow(count.to(total.dtype), -exponent)
+    return total.to(query.dtype)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise OperatorError(name, expected="a tensor", got=type(tensor).__name__, remedy="Pass a torch.Tensor.")
+        if tensor.dim() != 4:
+            raise OperatorError(
+                name,
+                expected="4 dimensions (batch, heads, length, features)",
+                got=f"shape {tuple(tensor.shape)}",
+                remedy="Add the missing dimensions with unsqueeze or split the heads.",
+            )
+        if tensor.dtype not in FLOATS:
+            raise OperatorError(
+                name,
+                expected="float64, float32, bfloat16 or float16",
+                got=str(tensor.dtype),
+                remedy="Convert it with .to(torch.float32).",
+            )
+        if tensor.dtype != query.dtype:
+            raise OperatorError(
+                name, expected=f"query's dtype {query.dtype}", got=str(tensor.dtype), remedy="Convert one of them."
+            )
+        if tensor.device != query.device:
+            raise OperatorError(
+                name, expected=f"query's device {query.device}", got=str(tensor.device), remedy="Move one of them."
+            )
+        if tensor.shape[3] == 0:
+            raise OperatorError(
+                name, expected="at least one feature", got=f"shape {tuple(tensor.shape)}", remedy="Check the head split."
+            )
+    if key.shape[3] != query.shape[3]:
+        raise OperatorError(
+            "key",
+            expected=f"query's head_dim {query.shape[3]} in its last dimension",
+            got=f"shape {tuple(key.shape)}",
+            remedy="Project both to the same size.",
+        )
+    if value.shape[2] != key.shape[2]:
+        raise OperatorError(
+            "value",
+            expected=f"one row for each of the {key.shape[2]} keys",
+            got=f"shape {tuple(value.shape)}",
+            remedy="Pass the values of those keys.",
+        )
+    batches = {tensor.shape[0] for tensor in (query, key, value)} - {1}
+    if len(batches) > 1:
+        raise OperatorError(
+            "batch",
+            expected="equal sizes, or 1",
+            got=f"{query.shape[0]}, {key.shape[0]} and {value.shape[0]} in query, key and value",
+            remedy="Expand or select the rows so that they agree.",
+        )
+    _check_heads(query.shape[1], key.shape[1], value.shape[1], enable_gqa)
+
+
+def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool) -> None:
+    if value_heads != key_heads and 1 not in (key_heads, value_heads):
+        raise OperatorError(
+            "value", expected=f"key's {key_heads} heads", got=f"{value_heads} heads", remedy="Give both the same heads."
+        )
+    shared = max(key_heads, value_heads)
+    if shared in (heads, 1):
+        return
+    if not enable_gqa:
+        remedy = "Pass enable_gqa=True." if shared and heads % shared == 0 else "Check the head split."
+        raise OperatorError("key", expected=f"query's {heads} heads, or 1", got=f"{shared} heads", remedy=remedy)
+    if shared == 0 or heads % shared:
+        raise OperatorError(
+            "key",
+            expected=f"a number of heads that divides query's {heads}",
+            got=f"{shared} heads",
+            remedy="Grouped-query attention shares each key head among equally many query heads.",
+        )
+
+
+def _check_mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
+    """The mask with four dimensions, each 1 or that of ``shape``; the keys always in full."""
+    if attn_mask is None:
+        return None
+    if not isinstance(attn_mask, Tensor) or attn_mask.dtype != torch.bool:
+        raise OperatorError(
+            "attn_mask",
+            expected="a boolean tensor, True = may attend",
+            got=str(getattr(attn_mask, "dtype", type(attn_mask).__name__)),
+            remedy="An additive mask means nothing to a distance: pass `additive_mask == 0` instead.",
+        )
+    if attn_mask.device != device:
+        raise OperatorError(
+            "attn_mask", expected=f"query's device {device}", got=str(attn_mask.device), remedy="Move it there."
+        )
+    fits = attn_mask.dim() <= 4 and all(
+        size in (1, full) for size, full in zip(reversed(attn_mask.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise OperatorError(
+            "attn_mask",
+            expected=f"a shape that broadcasts to (batch, heads, queries, keys) = {shape}",
+            got=f"shape {tuple(attn_mask.shape)}",
+            remedy="A padding mask of shape (batch, keys) becomes mask[:, None, None, :].",
+        )
+    padded = attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))
+    return padded.expand(-1, -1, -1, shape[3])
+
+
+def _per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
+    """A parameter as (heads,) on query's device, in at least float32."""
+    heads = query.shape[1]
+    if not isinstance(parameter, Tensor):
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return torch.full((heads,), float(parameter), dtype=dtype, device=query.device)
+    if not parameter.is_floating_point() or parameter.shape not in ((), (1,), (heads,)):
+        raise OperatorError(
+            name,
+            expected=f"a number or a floating-point tensor of shape ({heads},)",
+            got=f"{parameter.dtype} of shape {tuple(parameter.shape)}",
+            remedy="Give one value, or one for each query head.",
+        )
+    if parameter.device != query.device:
+        raise OperatorError(
+            name, expected=f"query's device {query.device}", got=str(parameter.device), remedy="Move it there."
+        )
+    return parameter.expand(heads)
