@@ -1,0 +1,207 @@
+"""Labelled data of a task, from a folder in the hub's layout or from the hub, checked row by row."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from inhibitor.data.files import check_text, read_rows
+from inhibitor.data.tasks import TASKS, Task
+from inhibitor.errors import DataError
+
+SHIPPED = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split.
+
+    Args:
+        name: What the rows are. A part of a split has the name of its file, such as ``train_subset2k``, so that no
+            result on it passes for one on the whole split.
+        rows: The task's text columns and ``label``: a class id, or a number for a regression.
+        file: The local file's name, or ``None`` from the hub.
+        sha256: The local file's digest, or ``None`` from the hub.
+    """
+
+    name: str
+    rows: datasets.Dataset
+    file: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """A task's splits, by the name under which they were asked for."""
+
+    task: Task
+    splits: Mapping[str, Split]
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """``rows`` and ``files`` of every split, by what the rows are, to be kept with a result."""
+        splits = self.splits.values()
+        return {
+            "rows": {split.name: len(split.rows) for split in splits},
+            "files": {split.name: {"file": split.file, "sha256": split.sha256} for split in splits if split.file},
+        }
+
+    def overlap(self) -> dict[str, int]:
+        """Rows of each evaluation split whose texts the training split has too, by what the rows are."""
+        seen = set(self._texts(self.splits["train"]))
+        return {
+            split.name: sum(texts in seen for texts in self._texts(split))
+            for name, split in self.splits.items()
+            if name != "train"
+        }
+
+    def _texts(self, split: Split) -> Iterator[tuple[str, ...]]:
+        return zip(*(split.rows[column] for column in self.task.texts), strict=True)
+
+
+def load_task(task: Task, data_dir: Path | None = None, *, splits: Sequence[str] | None = None) -> LabelledData:
+    """Read and check a task's splits.
+
+    Args:
+        task: The task.
+        data_dir: A folder with ``<task>/``, ``glue/<task>/`` or the split files themselves: ``<split>.parquet``,
+            ``<split>.jsonl`` or the hub's ``<split>-00000-of-00001.parquet``; where none of them is there, a part
+            named ``<split>_<something>``. ``None`` asks the hub, or takes the files shipped with the package.
+        splits: The splits to read; all that a fine-tuning run needs, unless said otherwise.
+
+    Raises:
+        DataError: A split is missing, empty or damaged, or a row has no text or a label outside the task's.
+    """
+    splits = task.splits if splits is None else splits
+    if data_dir is None and task.repository:
+        return LabelledData(task, {name: _from_hub(task, name) for name in splits})
+    folder = _folder(task, SHIPPED if data_dir is None else data_dir, splits)
+    return LabelledData(task, {name: _from_file(task, _split_file(folder, name), name) for name in splits})
+
+
+def encode(
+    split: Split, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[datasets.Dataset, int]:
+    """Tokenise a split for a classifier.
+
+    Args:
+        split: The rows.
+        task: Names the text columns.
+        tokenizer: Adds its own special tokens and truncates the longer text of a pair first.
+        max_length: Tokens a row may have, special tokens included.
+
+    Returns:
+        The model's inputs with ``labels`` and ``length`` (tokens of the row), unpadded; and how many rows were cut.
+    """
+
+    def tokenise(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = [rows[column] for column in task.texts]
+        encoded = tokenizer(*texts, verbose=False)
+        cut = [len(ids) > max_length for ids in encoded["input_ids"]]
+        if any(cut):
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        return {**encoded, "labels": rows["label"], "length": [len(ids) for ids in encoded["input_ids"]], "cut": cut}
+
+    rows = split.rows.map(tokenise, batched=True, remove_columns=split.rows.column_names, keep_in_memory=True)
+    return rows.remove_columns("cut"), sum(rows["cut"])
+
+
+def _folder(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
+    for folder in (data_dir / task.name, data_dir / "glue" / task.name, data_dir):
+        other_task = folder.name in TASKS and folder.name != task.name
+        if not other_task and any(_candidates(folder, split) for split in splits):
+            return folder
+    raise DataError(
+        str(data_dir),
+        expected=f"a folder with {task.name}/, glue/{task.name}/ or the files {_names(splits)}",
+        got="none of them" if data_dir.is_dir() else "no folder",
+        remedy="Name the folder that holds the data, or leave it out to use the Hugging Face hub.",
+    )
+
+
+def _candidates(folder: Path, split: str) -> list[Path]:
+    """The files that hold a split whole or, where there is none, those that hold a part of it."""
+    whole = [folder / name for name in (f"{split}.parquet", f"{split}-00000-of-00001.parquet", f"{split}.jsonl")]
+    parts = (path for suffix in ("parquet", "jsonl") for path in folder.glob(f"{split}_*.{suffix}"))
+    return [path for path in whole if path.is_file()] or sorted(parts)
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    found = _candidates(folder, split)
+    if len(found) == 1:
+        return found[0]
+    raise DataError(
+        f"{folder}, split {split!r}",
+        expected=f"one file, {_names([split])}",
+        got=", ".join(path.name for path in found) or "none",
+        remedy="Keep one of them in that folder." if found else "Add the file.",
+    )
+
+
+def _names(splits: Sequence[str]) -> str:
+    return ", ".join(f"{split}.parquet (or .jsonl)" for split in splits)
+
+
+def _from_file(task: Task, path: Path, split: str) -> Split:
+    rows = _checked(task, str(path), read_rows(path, (*task.texts, "label")))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    part = path.stem.startswith(f"{split}_")
+    return Split(path.stem if part else split, rows, path.name, digest)
+
+
+def _from_hub(task: Task, split: str) -> Split:
+    try:
+        rows = datasets.load_dataset(task.repository, task.configuration, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{task.repository}, split {split!r}",
+            expected="a dataset on the Hugging Face hub",
+            got=" ".join(str(error).split())[:200],
+            remedy="Check the connection, or name a folder that holds the data.",
+        ) from error
+    batches = rows.with_format("arrow").iter(batch_size=1000)
+    numbered = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    return Split(split, _checked(task, f"{task.repository}, split {split!r}", numbered))
+
+
+def _checked(task: Task, source: str, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> datasets.Dataset:
+    columns: dict[str, list[Any]] = {column: [] for column in (*task.texts, "label")}
+    for number, row in rows:
+        for column, values in columns.items():
+            subject = f"{source}, row {number}, column {column!r}"
+            if column not in row:
+                raise DataError(
+                    subject,
+                    expected=f"the columns {', '.join(columns)}",
+                    got=f"only {', '.join(row) or 'others'}",
+                    remedy="Rename the columns as the Hugging Face hub does.",
+                )
+            value = row[column]
+            values.append(_check_label(task, value, subject) if column == "label" else check_text(value, subject))
+    if not columns["label"]:
+        raise DataError(source, expected="at least one row", got="an empty split", remedy="Fetch the data again.")
+    label = datasets.Value("float32") if task.regression else datasets.ClassLabel(names=list(task.labels))
+    features = {column: datasets.Value("string") for column in task.texts}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({**features, "label": label}))
+
+
+def _check_label(task: Task, value: object, subject: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if task.regression:
+        expected, valid = "a finite number", number and math.isfinite(value)
+    else:
+        expected = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
+        valid = number and isinstance(value, int) and 0 <= value < len(task.labels)
+    if not valid:
+        raise DataError(
+            subject,
+            expected=expected,
+            got="nothing" if value is None else repr(value)[:80],
+            remedy="Correct or remove that row; a split without labels cannot be scored.",
+        )
+    return value

@@ -1,0 +1,195 @@
+"""Where transformers and the operator meet: the module that holds γ, η, δ and ρ, the attention function, the taps."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from inhibitor.errors import ModelError
+from inhibitor.models.config import InhibitorConfig
+from inhibitor.models.families import attention_modules
+from inhibitor.ops import inhibitor_attention
+from inhibitor.ops.reference import inhibition
+
+NAME = "inhibitor"
+TEACHER = "inhibitor-teacher"  # softmax through SDPA, with taps
+
+
+class InhibitorAttention(nn.Module):
+    """The learnable part of inhibitor attention: γ, η, δ and ρ, each (heads,) or (1,)."""
+
+    def __init__(self, config: InhibitorConfig, heads: int) -> None:
+        super().__init__()
+        self.config = config
+        size = heads if config.per == "head" else 1
+        self.gamma, self.eta, self.delta, self.length_exponent = (nn.Parameter(torch.empty(size)) for _ in range(4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values of the configuration."""
+        for name, parameter in self.named_parameters():
+            nn.init.constant_(parameter, getattr(self.config, name))
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+    ) -> Tensor:
+        """Context of shape (batch, heads, queries, value_dim)."""
+        return inhibitor_attention(
+            query,
+            key,
+            value,
+            gamma=self.gamma,
+            eta=self.eta,
+            delta=self.delta,
+            length_exponent=self.length_exponent,
+            center=self.config.center,
+            signed=self.config.signed,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+
+    def inhibition(
+        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+    ) -> Tensor:
+        """Z of shape (batch, heads, queries, keys), +inf where a query may not see a key."""
+        gamma, delta = (parameter.expand(query.shape[1]) for parameter in (self.gamma, self.delta))
+        return inhibition(query, key, gamma, delta, attn_mask, is_causal, self.config.center, scale)
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """What passed through one attention module; shapes as in ``inhibitor_attention``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    is_causal: bool
+    scale: float
+    context: Tensor  # (batch, queries, heads, value_dim): the attention's output before its output projection
+
+
+class _LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
+    pass
+
+
+def contexts(model: nn.Module, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
+    """Run ``model`` and return what passed through each attention module, up to layer ``last`` included.
+
+    No layer above ``last`` is computed. Gradients flow. A softmax model must have been loaded as a teacher
+    (``attn_implementation=TEACHER``).
+    """
+    modules = attention_modules(model)
+    if last is not None:
+        modules = modules[: last + 1]
+    found: list[Tapped] = []
+    with _taps(modules, found, stop=last is not None):
+        try:
+            model.base_model(**inputs)
+        except _LastLayerReached:
+            pass
+    return found
+
+
+@contextmanager
+def _taps(modules: list[nn.Module], found: list[Tapped], *, stop: bool) -> Iterator[None]:
+    def tap(tapped: Tapped) -> None:
+        found.append(tapped)
+        if stop and len(found) == len(modules):
+            raise _LastLayerReached
+
+    for module in modules:
+        module.tap = tap  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.tap
+
+
+def inhibitor_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that converted models call; layers left unconverted go on to SDPA.
+
+    Returns:
+        The context (batch, queries, heads, value_dim) and, where ``output_attentions`` asks for it, the inhibition Z
+        (batch, heads, queries, keys): 0 lets a value pass whole, +inf is a key out of sight.
+    """
+    attention = getattr(module, "inhibitor", None)
+    if attention is None:
+        if not hasattr(module.config, NAME):
+            raise ModelError(
+                type(module).__name__,
+                expected="a converted model",
+                got=f"attn_implementation={NAME!r} on a softmax model",
+                remedy="Call inhibitor.convert(model) instead.",
+            )
+        return teacher_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = _is_causal(module, query, attention_mask, is_causal)
+    context = attention(query, key, value, attention_mask, causal, scale).transpose(1, 2).contiguous()
+    _report(module, query, key, value, attention_mask, causal, scale, context)
+    wanted = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
+    return context, attention.inhibition(query, key, attention_mask, causal, scale) if wanted else None
+
+
+def teacher_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA with taps: what a teacher's attention calls."""
+    context, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+    causal = _is_causal(module, query, attention_mask, is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    _report(module, query, key, value, attention_mask, causal, scale, context)
+    return context, None
+
+
+def _is_causal(module: nn.Module, query: Tensor, attn_mask: Tensor | None, is_causal: bool | None) -> bool:
+    """transformers' rule: a mask says all, and one query, as in decoding, sees every key."""
+    wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    return bool(wanted) and attn_mask is None and query.shape[2] > 1
+
+
+def _report(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    context: Tensor,
+) -> None:
+    tap = getattr(module, "tap", None)
+    if tap is not None:
+        tap(Tapped(query, key, value, attn_mask, is_causal, scale, context))
+
+
+for _name, _forward in ((NAME, inhibitor_forward), (TEACHER, teacher_forward)):
+    AttentionInterface.register(_name, _forward)
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -1,0 +1,95 @@
+"""Inhibitor models as transformers knows them: a ``model_type`` and a class for each architecture.
+
+A converted BERT saves itself as ``inhibitor-bert``. ``AutoModel*.from_pretrained`` then finds an inhibitor model
+after ``import inhibitor``, and fails on an unknown type without it: it can never come back as a softmax model.
+Configurations are registered at import; model classes when the first such configuration is made, so that
+``import inhibitor`` loads no model code.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from inhibitor.errors import ModelError
+from inhibitor.models.families import FAMILIES, PREFIX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@cache
+def config_class(model_type: str) -> type["PreTrainedConfig"]:
+    """The configuration class of a family's inhibitor models, registered with ``AutoConfig``."""
+    base = CONFIG_MAPPING[model_type]
+
+    def __post_init__(self: Any, **kwargs: Any) -> None:  # noqa: N807
+        base.__post_init__(self, **kwargs)
+        _register_models(model_type)
+
+    name = f"Inhibitor{base.__name__}"
+    members = {
+        "__doc__": f"Configuration of a {model_type} model with inhibitor attention.",
+        "__module__": __name__,
+        "__post_init__": __post_init__,
+        "model_type": PREFIX + model_type,
+    }
+    created: type[PreTrainedConfig] = type(name, (base,), members)
+    AutoConfig.register(PREFIX + model_type, created)
+    return created
+
+
+@cache
+def _register_models(model_type: str) -> None:
+    """Make a class for every head that transformers has for this model type, and register each."""
+    from transformers.models.auto import modeling_auto
+
+    plain, inhibitor = CONFIG_MAPPING[model_type], config_class(model_type)
+    for name in dir(modeling_auto):
+        mapping = getattr(modeling_auto, name)
+        if name.startswith("MODEL_") and name.endswith("MAPPING") and plain in mapping:
+            architecture = mapping[plain]
+            if isinstance(architecture, type):
+                mapping.register(inhibitor, model_class(architecture), exist_ok=True)
+
+
+@cache
+def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"]:
+    """The inhibitor form of an architecture: ``InhibitorBertModel`` for ``BertModel``."""
+    from inhibitor.models.attention import NAME, InhibitorAttention
+    from inhibitor.models.convert import attach
+
+    def __init__(self: Any, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        config._attn_implementation = NAME
+        architecture.__init__(self, config, *args, **kwargs)
+        attach(self)
+
+    def _init_weights(self: Any, module: Any) -> None:
+        if isinstance(module, InhibitorAttention):
+            module.reset_parameters()
+        else:
+            architecture._init_weights(self, module)
+
+    def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        if attn_implementation != NAME:
+            raise ModelError(
+                "attn_implementation",
+                expected=repr(NAME),
+                got=repr(attn_implementation),
+                remedy="This model was trained with inhibitor attention; load its teacher for softmax.",
+            )
+
+    members = {
+        "__doc__": f"{architecture.__name__} with inhibitor attention.",
+        "__module__": __name__,
+        "__init__": __init__,
+        "_init_weights": _init_weights,
+        "set_attn_implementation": set_attn_implementation,
+        "config_class": config_class(architecture.config_class.model_type),
+    }
+    return type(f"Inhibitor{architecture.__name__}", (architecture,), members)
+
+
+for _model_type in FAMILIES:
+    config_class(_model_type)

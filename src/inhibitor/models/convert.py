@@ -1,0 +1,99 @@
+"""``convert``: swap a model's softmax attention for inhibitor attention, in place."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from inhibitor.errors import ModelError
+from inhibitor.models.attention import NAME, InhibitorAttention
+from inhibitor.models.classes import config_class, model_class
+from inhibitor.models.config import InhibitorConfig
+from inhibitor.models.families import PREFIX, attention_modules, family_of
+
+
+def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> PreTrainedModel:
+    """Give ``model`` inhibitor attention: all weights stay, γ, η, δ and ρ are added.
+
+    The class and the configuration become the inhibitor ones, so that ``save_pretrained`` writes a model that
+    ``AutoModel*.from_pretrained`` loads after ``import inhibitor``, and refuses without it. A converted model is not
+    yet a good one: calibrate or distil it.
+
+    Args:
+        model: A BERT, DistilBERT, ELECTRA or RoBERTa model with any head.
+        config: What attention it gets; the default converts every layer with parameters per head.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ModelError: A model type without an entry, without attention interface, converted before, or layers it
+            does not have.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> type(convert(BertModel(tiny))).__name__
+        'InhibitorBertModel'
+    """
+    config = config or InhibitorConfig()
+    family = family_of(model)
+    name = type(model).__name__
+    if model.config.model_type.startswith(PREFIX):
+        raise ModelError(name, expected="a softmax model", got="a converted one", remedy="Convert its teacher instead.")
+    if not model._supports_attention_backend:
+        raise ModelError(
+            name,
+            expected="a model that calls AttentionInterface",
+            got="one that does not",
+            remedy="Choose an architecture with _supports_attention_backend.",
+        )
+    old, new = model.config, copy.deepcopy(model.config)
+    new.__class__ = config_class(family.model_type)
+    new.inhibitor = config.model_dump(mode="json")
+    _check_layers(config, len(attention_modules(model)), name)
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+    new._attn_implementation = NAME
+    model.__class__ = model_class(type(model))
+    attach(model)
+    return model
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Add the learnable parameters that ``model.config.inhibitor`` describes to its attention modules."""
+    values = getattr(model.config, NAME, None)
+    if values is None:
+        raise ModelError(
+            type(model).__name__,
+            expected=f"{NAME!r} in its configuration",
+            got="none",
+            remedy="Make it with inhibitor.convert.",
+        )
+    config = InhibitorConfig.parse(values, source=NAME)
+    modules = attention_modules(model)
+    _check_layers(config, len(modules), type(model).__name__)
+    heads = model.config.num_attention_heads
+    for index, module in enumerate(modules):
+        if config.layers is None or index in config.layers:
+            place = next(module.parameters()).device
+            with torch.device(place):
+                module.inhibitor = InhibitorAttention(config, heads)
+
+
+def converted(model: nn.Module) -> list[int]:
+    """Indices of the layers that have inhibitor attention."""
+    return [index for index, module in enumerate(attention_modules(model)) if hasattr(module, NAME)]
+
+
+def _check_layers(config: InhibitorConfig, depth: int, name: str) -> None:
+    wrong = [layer for layer in config.layers or () if not 0 <= layer < depth]
+    if wrong or config.layers == ():
+        raise ModelError(
+            "layers",
+            expected=f"indices from 0 to {depth - 1} of {name}",
+            got=str(list(config.layers or ())),
+            remedy="Leave layers out to convert all.",
+        )

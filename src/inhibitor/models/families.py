@@ -1,0 +1,58 @@
+"""Which transformers can be converted, and where their attention lies: one entry each."""
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+from torch import nn
+
+from inhibitor.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a model type are.
+
+    Args:
+        model_type: The name in transformers.
+        layers: Path from the base model to its list of layers.
+        attention: Path from a layer to the module that calls the attention function.
+        projections: Names of the query, key and value projections inside that module.
+    """
+
+    model_type: str
+    layers: str
+    attention: str
+    projections: tuple[str, ...]
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("bert", "encoder.layer", "attention.self", ("query", "key", "value")),
+        Family("distilbert", "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin")),
+        Family("electra", "encoder.layer", "attention.self", ("query", "key", "value")),
+        Family("roberta", "encoder.layer", "attention.self", ("query", "key", "value")),
+    )
+}
+PREFIX = "inhibitor-"
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a converted or unconverted model; ``ModelError`` if there is no entry for it."""
+    model_type = str(model.config.model_type)
+    family = FAMILIES.get(model_type.removeprefix(PREFIX))
+    if family is None:
+        raise ModelError(
+            type(model).__name__,
+            expected="a model of type " + ", ".join(FAMILIES),
+            got=f"model_type {model_type!r}",
+            remedy="Add an entry to inhibitor.models.families if its attention goes through AttentionInterface.",
+        )
+    return family
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The self-attention modules of a model, layer by layer."""
+    family = family_of(model)
+    layers = attrgetter(family.layers)(model.base_model)
+    return [attrgetter(family.attention)(layer) for layer in layers]

@@ -1,0 +1,201 @@
+"""What run folders say: ``metrics.json`` read and checked once, so that tables and plots can trust it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, Literal, Self, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from inhibitor.errors import RunError
+from inhibitor.runs import CONFIG, METRICS, VERSIONS, Run
+
+Matrix: TypeAlias = list[list[float]]
+
+
+class _Record(BaseModel):
+    """Immutable; keys that the report does not show are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class State(_Record):
+    """The student at one point of the recipe: relative squared errors against the teacher, per layer."""
+
+    name: str
+    context_error: list[float] = Field(min_length=1)
+    hidden_error: list[float] = Field(min_length=1)
+
+
+class Step(_Record):
+    """One logged training step; ``layer`` where a single layer was trained."""
+
+    step: float
+    loss: float
+    layer: int | None = None
+
+
+class Stage(_Record):
+    """One distillation stage and what it cost."""
+
+    name: str
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    history: list[Step] = []
+
+
+class Student(_Record):
+    """Which layers carry inhibitor attention."""
+
+    layers: list[int] = []
+
+
+class Attention(_Record):
+    """One head on one text: the teacher's weights and the student's inhibition, query × key."""
+
+    text: str
+    tokens: list[str] = Field(min_length=1)
+    layer: int
+    head: int
+    softmax: Matrix
+    inhibition: Matrix
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        size = len(self.tokens)
+        for name, matrix in (("softmax", self.softmax), ("inhibition", self.inhibition)):
+            if [len(row) for row in matrix] != [size] * size:
+                raise ValueError(f"{name} is not {size} x {size}, one row and column per token")
+        return self
+
+
+class Distill(_Record):
+    """Metrics of a task-agnostic distillation."""
+
+    kind: Literal["distill"]
+    teacher: str
+    student: Student = Student()
+    seed: int
+    states: list[State] = Field(min_length=1)
+    stages: list[Stage] = []
+    parameters: dict[str, dict[str, Matrix]] = {}
+    attention: Attention | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("context_error", "hidden_error"):
+            if len({len(getattr(state, name)) for state in self.states}) > 1:
+                raise ValueError(f"{name} has not the same number of layers in every state")
+        if len({state.name for state in self.states}) < len(self.states):
+            raise ValueError("two states have one name")
+        return self
+
+
+class Evaluation(_Record):
+    """Scores after one epoch: split, metric, value."""
+
+    epoch: float
+    scores: dict[str, dict[str, float]]
+
+
+class Finetune(_Record):
+    """Metrics of fine-tuning one model on one task."""
+
+    kind: Literal["finetune"]
+    task: str
+    model: str = Field(pattern=r"^[^\x00]+$")
+    attention: Literal["inhibitor", "softmax"]
+    seed: int
+    scores: dict[str, dict[str, float]]
+    headline: float
+    rows: dict[str, int] = {}
+    history: list[Step] = []
+    evaluations: list[Evaluation] = []
+
+    def headline_metric(self) -> str:
+        """The metric that is the headline, or every metric where the headline is their mean."""
+        names = list(dict.fromkeys(name for split in self.scores.values() for name in split))
+        same = [name for name in names if any(split.get(name) == self.headline for split in self.scores.values())]
+        return same[0] if same else " / ".join(names)
+
+    def headline_by_epoch(self) -> list[tuple[float, float]]:
+        """Epoch and headline score, in the headline's own metric."""
+        metric = self.headline_metric().split(" / ")
+        points = []
+        for evaluation in self.evaluations:
+            values = [v for split in evaluation.scores.values() for name, v in split.items() if name in metric]
+            if values:
+                points.append((evaluation.epoch, sum(values) / len(values)))
+        return points
+
+    def rows_measured(self) -> int | None:
+        """Rows of the splits that were scored."""
+        counts = [self.rows[split] for split in self.scores if split in self.rows]
+        return sum(counts) if counts else None
+
+
+Metrics = TypeVar("Metrics", bound=Distill | Finetune, covariant=True)
+_METRICS: TypeAdapter[Distill | Finetune] = TypeAdapter(Annotated[Distill | Finetune, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Folder(Generic[Metrics]):
+    """A finished run: where it lies, what it measured, what it was asked and with which versions."""
+
+    path: Path
+    metrics: Metrics
+    config: str
+    versions: str
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, without the path to it."""
+        return self.path.resolve().name
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Finished runs by kind, each in the order in which they were named."""
+
+    distillations: list[Folder[Distill]]
+    finetunings: list[Folder[Finetune]]
+
+
+def read_runs(paths: Sequence[str | Path]) -> Runs:
+    """Read finished run folders; one that is named twice counts once.
+
+    Raises:
+        RunError: No folder at all, or one without a ``metrics.json`` of a distillation or a fine-tuning.
+    """
+    if not paths:
+        raise RunError("runs", expected="at least one run folder", got="none", remedy="Name a finished run.")
+    runs = Runs([], [])
+    for path in {Path(path).resolve(): Path(path) for path in paths}.values():
+        metrics, config, versions = _metrics(path), _text(path / CONFIG), _text(path / VERSIONS)
+        if isinstance(metrics, Distill):
+            runs.distillations.append(Folder(path, metrics, config, versions))
+        else:
+            runs.finetunings.append(Folder(path, metrics, config, versions))
+    return runs
+
+
+def _metrics(path: Path) -> Distill | Finetune:
+    try:
+        return _METRICS.validate_python(Run(path).metrics())
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = ": ".join(filter(None, (".".join(str(part) for part in first["loc"][1:]), first["msg"])))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        fault = " ".join(str(error).split())[:200]
+    raise RunError(
+        str(path),
+        expected=f"a {METRICS} of kind 'distill' or 'finetune'",
+        got=fault,
+        remedy="Repeat the run, or leave this folder out.",
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "not recorded"

@@ -1,0 +1,125 @@
+"""One plain table, and how it is shown in a terminal, in Markdown and in HTML."""
+
+import html
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import rich.table
+from rich.box import SIMPLE_HEAD
+from rich.text import Text
+
+MISSING = "-"
+_NUMBER = re.compile(r"-|[-+]?[0-9.]{1,20}(e[-+][0-9]{1,4})?( ± [0-9.]{1,20})?|[-+]?(nan|inf)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled grid of text: the first ``labels`` columns are words, the others numbers.
+
+    Whatever was put in, the cells hold no control characters (which a terminal would obey) and no text that a
+    spreadsheet would take for a formula.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    labels: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", plain(self.title))
+        object.__setattr__(self, "columns", tuple(_cell(text) for text in self.columns))
+        object.__setattr__(self, "rows", tuple(tuple(_cell(text) for text in row) for row in self.rows))
+        object.__setattr__(self, "notes", tuple(plain(note) for note in self.notes))
+
+
+def plain(text: str) -> str:
+    """One line that shows every control character instead of obeying it.
+
+    Example:
+        >>> plain("red \\x1b[31m alert")
+        'red \\\\x1b[31m alert'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cell(text: str) -> str:
+    text = plain(text)
+    return f"'{text}" if text[:1] in "=+-@" and text and not _NUMBER.fullmatch(text) else text
+
+
+def number(values: float | Sequence[float], digits: int | None = None) -> str:
+    """A number, or the mean ± sample standard deviation of several, to three figures or to ``digits`` decimals.
+
+    Example:
+        >>> number(0.15732), number([90.0, 91.0], digits=1), number([])
+        ('0.157', '90.5 ± 0.7', '-')
+    """
+    values = [values] if isinstance(values, int | float) else values
+    if not values:
+        return MISSING
+    mean = sum(values) / len(values)
+    if not math.isfinite(mean):
+        return str(mean)
+    if digits is None:
+        if mean and not 1e-4 <= abs(mean) < 1e6:
+            return f"{mean:.2e}"
+        digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 0
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def to_rich(table: Table) -> rich.table.Table:
+    """The table for a terminal: ``rich.print(to_rich(table))``."""
+    shown = rich.table.Table(
+        title=Text(table.title, style="bold"),
+        caption=Text("\n".join(table.notes)) if table.notes else None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for index, name in enumerate(table.columns):
+        shown.add_column(Text(name), justify="left" if index < table.labels else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub-flavoured Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    rule = [":--" if index < table.labels else "--:" for index in range(len(table.columns))]
+    body = [line(list(map(_markdown, row))) for row in table.rows]
+    head = [f"**{_markdown(table.title)}**", "", line(list(map(_markdown, table.columns))), line(rule), *body]
+    return "\n".join([*head, *(part for note in table.notes for part in ("", _markdown(note)))]) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """The table as an HTML fragment: ``<table>`` with a caption, then its notes."""
+
+    def line(cells: Sequence[str], tag: Callable[[int], str]) -> str:
+        return "<tr>" + "".join(f"<{tag(i)}>{html.escape(cell)}</{tag(i)[:2]}>" for i, cell in enumerate(cells)) + "</tr>"
+
+    def head(index: int) -> str:
+        return 'th scope="col" class="label"' if index < table.labels else 'th scope="col"'
+
+    def body(index: int) -> str:
+        return 'th scope="row"' if index == 0 else 'td class="label"' if index < table.labels else "td"
+
+    rows = "\n".join(line(row, body) for row in table.rows)
+    notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in table.notes)
+    caption = f"<caption>{html.escape(table.title)}</caption>"
+    return (
+        f'<div class="wide"><table>{caption}\n<thead>{line(table.columns, head)}</thead>\n'
+        f"<tbody>{rows}</tbody></table></div>{notes}"
+    )
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", text)
