@@ -3,6 +3,7 @@
 import codecs
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,27 @@ def check_text(value: object, subject: str) -> str:
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
+    with _damage_named(str(path)):
+        batches = pq.ParquetFile(path).iter_batches(batch_size=1000, columns=list(columns))
+    while True:
+        with _damage_named(f"{path}, after row {number}"):
+            batch = next(batches, None)
+            rows = None if batch is None else batch.to_pylist()
+        if rows is None:
+            return
+        for row in rows:
+            number += 1
+            yield number, row
+
+
+@contextmanager
+def _damage_named(subject: str) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        got = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path}, after row {number}",
-            expected="a whole parquet file",
-            got=" ".join(str(error).split())[:200],
-            remedy="Fetch the file again.",
+            subject, expected="a whole parquet file", got=got, remedy="Write or fetch the file again."
         ) from error
 
 

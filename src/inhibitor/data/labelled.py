@@ -1,7 +1,6 @@
 """Labelled data of a task, from a folder in the hub's layout or from the hub, checked row by row."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from inhibitor.data.tasks import TASKS, Task
 from inhibitor.errors import DataError
 
 SHIPPED = Path(__file__).parent
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -84,30 +84,36 @@ def load_task(task: Task, data_dir: Path | None = None, *, splits: Sequence[str]
 
 
 def encode(
-    split: Split, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[datasets.Dataset, int]:
-    """Tokenise a split for a classifier.
+    data: LabelledData, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, datasets.Dataset], dict[str, int]]:
+    """Tokenise every split for a classifier.
 
     Args:
-        split: The rows.
-        task: Names the text columns.
+        data: The splits.
         tokenizer: Adds its own special tokens and truncates the longer text of a pair first.
         max_length: Tokens a row may have, special tokens included.
 
     Returns:
-        The model's inputs with ``labels`` and ``length`` (tokens of the row), unpadded; and how many rows were cut.
+        By what the rows are: the model's inputs, unpadded, with ``labels`` and ``length`` (tokens of the row); and
+        how many rows were cut.
     """
 
     def tokenise(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [rows[column] for column in task.texts]
+        texts = [rows[column] for column in data.task.texts]
         encoded = tokenizer(*texts, verbose=False)
         cut = [len(ids) > max_length for ids in encoded["input_ids"]]
         if any(cut):
             encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         return {**encoded, "labels": rows["label"], "length": [len(ids) for ids in encoded["input_ids"]], "cut": cut}
 
-    rows = split.rows.map(tokenise, batched=True, remove_columns=split.rows.column_names, keep_in_memory=True)
-    return rows.remove_columns("cut"), sum(rows["cut"])
+    encoded = {
+        split.name: split.rows.map(
+            tokenise, batched=True, remove_columns=split.rows.column_names, keep_in_memory=True, desc=split.name
+        )
+        for split in data.splits.values()
+    }
+    truncated = {name: sum(rows["cut"]) for name, rows in encoded.items()}
+    return {name: rows.remove_columns("cut") for name, rows in encoded.items()}, truncated
 
 
 def _folder(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
@@ -191,17 +197,15 @@ def _checked(task: Task, source: str, rows: Iterable[tuple[int, Mapping[str, Any
 
 
 def _check_label(task: Task, value: object, subject: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if task.regression:
-        expected, valid = "a finite number", number and math.isfinite(value)
-    else:
-        expected = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-        valid = number and isinstance(value, int) and 0 <= value < len(task.labels)
-    if not valid:
-        raise DataError(
-            subject,
-            expected=expected,
-            got="nothing" if value is None else repr(value)[:80],
-            remedy="Correct or remove that row; a split without labels cannot be scored.",
-        )
-    return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if task.regression and abs(value) <= FLOAT32_MAX:
+            return value
+        if not task.regression and isinstance(value, int) and 0 <= value < len(task.labels):
+            return value
+    classes = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
+    raise DataError(
+        subject,
+        expected=classes or "a finite number",
+        got="nothing" if value is None else repr(value)[:80],
+        remedy="Correct or remove that row; a split without labels cannot be scored.",
+    )

@@ -81,38 +81,41 @@ class _LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
     pass
 
 
-def contexts(model: nn.Module, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
-    """Run ``model`` and return what passed through each attention module, up to layer ``last`` included.
-
-    No layer above ``last`` is computed. Gradients flow. A softmax model must have been loaded as a teacher
-    (``attn_implementation=TEACHER``).
-    """
-    modules = attention_modules(model)
-    if last is not None:
-        modules = modules[: last + 1]
-    found: list[Tapped] = []
-    with _taps(modules, found, stop=last is not None):
-        try:
-            model.base_model(**inputs)
-        except _LastLayerReached:
-            pass
-    return found
-
-
 @contextmanager
-def _taps(modules: list[nn.Module], found: list[Tapped], *, stop: bool) -> Iterator[None]:
+def tapping(model: nn.Module, last: int | None = None) -> Iterator[list[Tapped]]:
+    """Collect what passes through each attention module of ``model`` while it runs; gradients flow.
+
+    With ``last`` the run ends inside that layer's attention, and no layer above it is computed. A softmax model must
+    have been loaded as a teacher (``attn_implementation=TEACHER``).
+
+    Example:
+        >>> with tapping(teacher, last=0) as tapped:  # doctest: +SKIP
+        ...     teacher(input_ids)
+    """
+    modules = attention_modules(model)[: None if last is None else last + 1]
+    found: list[Tapped] = []
+
     def tap(tapped: Tapped) -> None:
         found.append(tapped)
-        if stop and len(found) == len(modules):
+        if last is not None and len(found) == len(modules):
             raise _LastLayerReached
 
     for module in modules:
         module.tap = tap  # type: ignore[assignment]
     try:
-        yield
+        yield found
+    except _LastLayerReached:
+        pass
     finally:
         for module in modules:
             del module.tap
+
+
+def contexts(model: nn.Module, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
+    """Run the base model and return what passed through its attention modules, up to layer ``last`` included."""
+    with tapping(model, last) as found:
+        model.base_model(**inputs)
+    return found
 
 
 def inhibitor_forward(

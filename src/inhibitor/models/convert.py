@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import NAME, InhibitorAttention
@@ -58,6 +59,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
             module.config = new
     new._attn_implementation = NAME
     model.__class__ = model_class(type(model))
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # __init__ would, and hidden_states depend on it
     attach(model)
     return model
 

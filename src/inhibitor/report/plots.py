@@ -1,6 +1,7 @@
 """The pictures: loss curves, errors per layer, the inhibitor's parameters, and what a head attends to."""
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -23,13 +24,15 @@ INK, FAINT = "#22262e", "#d9dce2"
 # Okabe and Ito's colour-blind-safe hues, in the order in which the recipe's states appear.
 COLOURS = ("#8a8f98", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")
 MARKERS = "osD^vP"
+STATE_COLOURS = dict(zip(("teacher", *STATES.values()), (INK, *COLOURS), strict=False))
+LONGEST = 14  # characters of a token that are shown
 PARAMETERS = {
     "gamma": "score scale γ",
     "eta": "output scale η",
     "delta": "shift δ",
     "length_exponent": "length exponent ρ",
 }
-STYLE: Mapping[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.parse_math": False,  # a "$" in a token is a dollar
@@ -54,6 +57,7 @@ STYLE: Mapping[str, Any] = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
     "figure.facecolor": "white",
     "svg.hashsalt": "inhibitor",
     "image.interpolation": "none",
@@ -63,7 +67,7 @@ STYLE: Mapping[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """The one look of every picture; a token that the font lacks is shown as a box, without a warning."""
-    with mpl.rc_context(dict(STYLE)), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -78,7 +82,7 @@ def to_svg(figure: Figure) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     text = _saved(figure, format="svg", transparent=True, metadata=nothing).decode()
     text = text[text.index("<svg") :].replace("xlink:href", "href")
-    return re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"|<metadata>.*?</metadata>', "", text, flags=re.DOTALL)
+    return re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"|<!--.*?-->\s*', "", text, flags=re.DOTALL)
 
 
 def distill_figures(metrics: Distill) -> dict[str, Figure]:
@@ -95,40 +99,34 @@ def distill_figures(metrics: Distill) -> dict[str, Figure]:
 
 def finetune_figure(runs: Mapping[str, Sequence[Finetune]]) -> Figure | None:
     """Loss by step and score by epoch of one task: one colour per label, one line per run."""
+    every = [metrics for group in runs.values() for metrics in group]
+    there = {"loss": any(m.history for m in every), "score": any(m.headline_by_epoch() for m in every)}
+    panels = [name for name in there if there[name]]
+    if not panels:
+        return None
     with style():
-        every = [metrics for group in runs.values() for metrics in group]
-        panels = [any(m.history for m in every), any(m.headline_by_epoch() for m in every)]
-        if not any(panels):
-            return None
         figure = Figure(figsize=(9, 3))
-        axes = iter(figure.subplots(1, sum(panels), squeeze=False)[0])
-        if panels[0]:
-            axis = next(axes)
-            for colour, (label, group) in zip(_cycle(COLOURS[2:] + COLOURS[:2]), runs.items(), strict=False):
-                for index, metrics in enumerate(group):
-                    x, y = [s.step for s in metrics.history], [s.loss for s in metrics.history]
-                    axis.plot(x, y, color=colour, label=plain(label) if index == 0 else None, alpha=0.9)
-            _labelled(axis, "fine-tuning loss", "step", "loss")
-            _limits(axis, [s.loss for m in every for s in m.history])
-        if panels[1]:
-            axis = next(axes)
-            colours = zip(_cycle(COLOURS[2:] + COLOURS[:2]), MARKERS * 9, runs.items(), strict=False)
-            for colour, marker, (label, group) in colours:
-                for index, metrics in enumerate(group):
+        axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+        others = itertools.cycle(COLOURS[2:])
+        for label, group in runs.items():
+            colour = STATE_COLOURS.get(label) or next(others)
+            marker = MARKERS[COLOURS.index(colour)] if colour in COLOURS else "*"
+            for metrics in group:
+                if loss := axes.get("loss"):
+                    loss.plot([s.step for s in metrics.history], [s.loss for s in metrics.history], color=colour, lw=1)
+                if score := axes.get("score"):
                     points = metrics.headline_by_epoch()
-                    axis.plot(
-                        [epoch for epoch, _ in points],
-                        [100 * score for _, score in points],
-                        color=colour,
-                        marker=marker,
-                        label=plain(label) if index == 0 else None,
-                    )
+                    score.plot([e for e, _ in points], [100 * v for _, v in points], color=colour, marker=marker)
+            next(iter(axes.values())).lines[-1].set_label(plain(label))
+        if loss := axes.get("loss"):
+            _labelled(loss, "fine-tuning loss", "step", "loss")
+            _limits(loss, [step.loss for metrics in every for step in metrics.history])
+        if score := axes.get("score"):
             task = plain(TASKS.get(every[0].task, every[0].task))
-            _labelled(axis, f"{task} score", "epoch", f"{plain(every[0].headline_metric())} × 100")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _labelled(score, f"{task} score", "epoch", f"{plain(every[0].headline_metric())} × 100")
+            score.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(runs) > 1:
-            handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper left", ncols=3)
+            figure.legend(loc="outside upper left", ncols=min(len(runs), 4))
         return figure
 
 
@@ -164,9 +162,9 @@ def _layer_bar(figure: Figure, axis: Axes, layers: Sequence[int]) -> None:
         ScalarMappable(norm, ListedColormap(_layer_colours(count))), ax=axis, aspect=25, pad=0.02, ticks=range(count)
     )
     bar.ax.set_yticklabels([str(layer) for layer in layers], fontsize=7)
-    bar.ax.tick_params(length=0)
+    bar.ax.tick_params(which="both", length=0)
     bar.ax.set_title("layer", fontsize=8, fontweight="normal", loc="left")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _errors(metrics: Distill) -> Figure:
@@ -186,7 +184,7 @@ def _errors(metrics: Distill) -> Figure:
                 marker=MARKERS[index % len(MARKERS)],
                 label=plain(STATES.get(state.name, f"after {state.name}")),
             )
-        _layer_axis(axis, metrics, len(metrics.states[0].context_error))
+        _layer_axis(axis, metrics, len(getattr(metrics.states[0], name)))
         _labelled(axis, title, "layer", "relative squared error")
         _limits(axis, everything)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -209,7 +207,9 @@ def _parameters(metrics: Distill) -> Figure | None:
             points = [(layer + offset, value) for layer, heads in enumerate(layers) for value in heads]
             label = plain(STATES.get(state, f"after {state}"))
             x, y = zip(*points, strict=True) if points else ((), ())
-            axis.scatter(x, y, s=14, facecolors=face, edgecolors=colour, alpha=0.75, linewidths=0.9, label=label)
+            axis.scatter(x, y, s=14, facecolors=face, edgecolors=colour, alpha=0.7, linewidths=0.9, label=label)
+            means = [sum(heads) / len(heads) for heads in layers if heads]
+            axis.scatter([layer + offset for layer in range(len(means))], means, s=70, marker="_", color=INK, zorder=3)
             if first == last:
                 break
         _layer_axis(axis, metrics, len(metrics.parameters[last][name]))
@@ -226,6 +226,7 @@ def _attention(attention: Attention) -> Figure:
     size = len(attention.tokens)
     figure = Figure(figsize=(9, 5.1))
     font = min(8.0, 250 / size)
+    labels = [token if len(token) <= LONGEST else f"{token[: LONGEST - 1]}…" for token in map(plain, attention.tokens)]
     panels = (
         (attention.softmax, "Blues", "teacher: attention weight", "weight (square-root scale)", PowerNorm(0.5, 0, 1)),
         (attention.inhibition, "Blues_r", "student: inhibition Z", "inhibition Z", None),
@@ -233,7 +234,6 @@ def _attention(attention: Attention) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (values, colours, title, label, norm) in zip(axes, panels, strict=True):
         image = axis.imshow(values, cmap=colours, norm=norm, **({} if norm else {"vmin": 0}))
-        labels = [plain(token) for token in attention.tokens]
         axis.set_xticks(range(size), labels, rotation=90, fontsize=font)
         axis.set_yticks(range(size), labels, fontsize=font)
         axis.tick_params(length=0, pad=2)
@@ -243,7 +243,7 @@ def _attention(attention: Attention) -> Figure:
         axis.set_xlabel("key")
         bar = figure.colorbar(image, ax=axis, location="bottom", shrink=0.6, aspect=30, pad=0.02)
         bar.set_label(label)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     axes[0].set_ylabel("query")
     return figure
 
@@ -268,17 +268,15 @@ def _limits(axis: Axes, values: Sequence[float]) -> None:
         return
     decades = math.log10(max(values) / min(values))
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0)))
+    steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 2.0, 3.0, 5.0)
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _cycle(colours: Sequence[str]) -> list[str]:
-    return [*colours] * 9
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, **options)
+        figure.set_layout_engine("none")  # laid out once, so that PNG and SVG agree
     return buffer.getvalue()

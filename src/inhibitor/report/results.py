@@ -56,6 +56,16 @@ class Study:
         """The teacher, where there is one, then the students."""
         return [self.teacher, *self.students] if self.teacher else self.students
 
+    def label(self, row: Row, among: Sequence["Study"]) -> str:
+        """The row's label, with its study's name where there are several."""
+        return f"{self.name}: {row.label}" if len(among) > 1 and self.distillations else row.label
+
+    def error(self, row: Row, name: str) -> str:
+        """Relative squared error ``name``, mean over layers; the teacher's own is 0."""
+        if row is self.teacher and self.distillations:
+            return "0"
+        return number([statistics.fmean(getattr(state, name)) for state in row.states])
+
 
 def studies(runs: Runs) -> list[Study]:
     """Group runs: distillations that differ in the seed alone are one study, with the scores of their states.
@@ -64,9 +74,14 @@ def studies(runs: Runs) -> list[Study]:
     """
     groups: dict[tuple[object, ...], list[Folder[Distill]]] = {}
     for folder in runs.distillations:
-        names = tuple(state.name for state in folder.metrics.states)
-        groups.setdefault((folder.metrics.teacher, names, recipe(folder)), []).append(folder)
+        metrics = folder.metrics
+        names = tuple(state.name for state in metrics.states)
+        groups.setdefault((metrics.teacher, tuple(metrics.student.layers), names, recipe(folder)), []).append(folder)
     found = [_distilled(group, runs.finetunings) for group in groups.values()]
+    taken = [study.name for study in found]
+    for study in found:
+        if taken.count(study.name) > 1:
+            study.name = "/".join(study.distillations[0].path.resolve().parts[-2:])
     placed = {folder.path for study in found for row in study.rows for f in row.finetunings.values() for folder in f}
     rest = [folder for folder in runs.finetunings if folder.path not in placed]
     return [*found, _compared(rest)] if rest else found
@@ -119,7 +134,7 @@ def _compared(finetunings: Sequence[Folder[Finetune]]) -> Study:
         row = rows.setdefault((attention, model), Row(f"{short(model)} ({attention})"))
         row.finetunings.setdefault(folder.metrics.task, []).append(folder)
     softmax = [row for (attention, _), row in rows.items() if attention == "softmax"]
-    teacher = softmax[0] if len(softmax) == 1 else None
+    teacher = softmax[0] if len(softmax) == 1 < len(rows) else None
     return Study("fine-tuned", [], teacher, [row for row in rows.values() if row is not teacher])
 
 
@@ -150,7 +165,7 @@ def tasks(found: Iterable[Study]) -> list[str]:
 
 
 def retention(row: Row, teacher: Row | None, among: Iterable[str]) -> float | None:
-    """Student's mean score in per cent of the teacher's, over the tasks that both have; None where that says nothing."""
+    """Student's mean score in per cent of the teacher's over the tasks that both have, or None."""
     both = [task for task in among if row.finetunings.get(task) and teacher and teacher.finetunings.get(task)]
     if not teacher or not both:
         return None
@@ -161,22 +176,24 @@ def retention(row: Row, teacher: Row | None, among: Iterable[str]) -> float | No
 def results_table(found: Sequence[Study]) -> Table:
     """One row per state of every student: errors against the teacher, fine-tuned scores, retention."""
     names, distilled = tasks(found), any(study.distillations for study in found)
+    paired = bool(names) and any(study.teacher and study.students for study in found)
     rows = []
     for study in found:
         for row in study.rows:
-            label = f"{study.name}: {row.label}" if len(found) > 1 and study.distillations else row.label
-            errors = [_error(row, "context_error", study), _error(row, "hidden_error", study)] if distilled else []
-            scores = [number(row.scores(task), digits=1) for task in names]
-            kept = [_per_cent(retention(row, study.teacher, names))] if names else []
+            label = study.label(row, found)
+            errors = [study.error(row, name) for name in ("context_error", "hidden_error")] if distilled else []
+            scores = [number(row.scores(task), 1) for task in names]
+            kept = [_per_cent(retention(row, study.teacher, names))] if paired else []
             rows.append([label, *errors, *scores, *kept])
     teachers = {folder.metrics.teacher for study in found for folder in study.distillations}
+    title = "Inhibitor attention" if distilled else "Fine-tuning results"
     return Table(
-        title=f"Inhibitor attention in {short(teachers.pop())}" if len(teachers) == 1 else "Results",
+        title=f"{title} in {short(teachers.pop()).split('/')[-1]}" if len(teachers) == 1 else title,
         columns=[
             "state" if distilled else "model",
             *(["context error", "hidden error"] if distilled else []),
             *(TASKS.get(task, task) for task in names),
-            *(["retention, %"] if names else []),
+            *(["retention %"] if paired else []),
         ],
         rows=rows,
         notes=_notes(found, names, distilled),
@@ -184,40 +201,31 @@ def results_table(found: Sequence[Study]) -> Table:
 
 
 def task_table(found: Sequence[Study]) -> Table:
-    """One row per task and fine-tuned student: metric, rows measured, teacher, student, retention."""
+    """One row per task and fine-tuned model: metric, rows measured, teacher's score, own score, retention."""
     rows = []
     for task in tasks(found):
-        for study in found:
-            students = [row for row in study.students if row.finetunings.get(task)]
-            teacher = study.teacher if study.teacher and study.teacher.finetunings.get(task) else None
-            for row in students or ([None] if teacher else []):
-                metrics = (row or study.rows[0]).finetunings[task][0].metrics
-                measured = metrics.rows_measured()
-                label = row.label if row else MISSING
-                rows.append(
-                    [
-                        TASKS.get(task, task),
-                        f"{study.name}: {label}" if len(found) > 1 and study.distillations and row else label,
-                        metrics.headline_metric(),
-                        MISSING if measured is None else str(measured),
-                        number(teacher.scores(task), digits=1) if teacher else MISSING,
-                        number(row.scores(task), digits=1) if row else MISSING,
-                        _per_cent(retention(row, teacher, [task]) if row else None),
-                    ]
-                )
-    columns = ["task", "student", "metric", "rows measured", "teacher", "student × 100", "retention, %"]
-    columns[4:6] = ["teacher's score", "student's score"]
-    return Table("Teacher and student by task", columns, rows, labels=3)
-
-
-def _error(row: Row, name: str, study: Study) -> str:
-    if row is study.teacher and study.distillations:
-        return "0"
-    return number([statistics.fmean(getattr(state, name)) for state in row.states])
+        scored = [(study, row) for study in found for row in study.rows if row.scores(task)]
+        students = [(study, row) for study, row in scored if row is not study.teacher]
+        for study, row in students or scored[:1]:
+            metrics = row.finetunings[task][0].metrics
+            measured, teacher = metrics.rows_measured(), None if row is study.teacher else study.teacher
+            rows.append(
+                [
+                    TASKS.get(task, task),
+                    study.label(row, found),
+                    metrics.headline_metric(),
+                    MISSING if measured is None else str(measured),
+                    number(teacher.scores(task) if teacher else [], 1),
+                    number(row.scores(task), 1),
+                    _per_cent(retention(row, teacher, [task])),
+                ]
+            )
+    columns = ["task", "model", "metric", "rows measured", "teacher's score", "score", "retention %"]
+    return Table("Scores by task", columns, rows, labels=3)
 
 
 def _per_cent(value: float | None) -> str:
-    return MISSING if value is None else number(value, digits=1)
+    return MISSING if value is None else number(value, 1)
 
 
 def _notes(found: Sequence[Study], names: Sequence[str], distilled: bool) -> list[str]:
@@ -225,14 +233,16 @@ def _notes(found: Sequence[Study], names: Sequence[str], distilled: bool) -> lis
     if distilled:
         notes.append("Errors: squared error relative to the teacher, mean over layers; 0 is the teacher itself.")
     if names:
-        of = "the teacher's" if distilled else "that of the one softmax model"
-        notes.append(f"Task scores are × 100, after fine-tuning; retention is the mean score in per cent of {of}.")
+        notes.append("Task scores are × 100, after fine-tuning.")
+    if any(retention(row, study.teacher, names) for study in found for row in study.students):
+        of = "the teacher's" if distilled else "that of the softmax model"
+        notes.append(f"Retention: the mean score in per cent of {of}, over the tasks that both have.")
     cells = [(task, row, runs) for study in found for row in study.rows for task, runs in row.finetunings.items()]
     repeated = {len(runs) for _, _, runs in cells} | {len(study.distillations) for study in found}
     counts = sorted(count for count in repeated if count > 1)
     if counts:
         span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-        notes.append(f"mean ± standard deviation of {span} runs.")
+        notes.append(f"Mean ± standard deviation of {span} runs.")
     mixed = [f"{TASKS.get(task, task)}, {row.label}" for task, row, runs in cells if len(set(map(recipe, runs))) > 1]
     if mixed:
         notes.append(f"More than the seed differs between the runs of: {'; '.join(mixed)}.")

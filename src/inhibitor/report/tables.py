@@ -4,11 +4,12 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import rich.table
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.text import Text
 
 MISSING = "-"
@@ -37,11 +38,11 @@ class Table:
 
 
 def plain(text: str) -> str:
-    """One line that shows every control character instead of obeying it.
+    r"""One line that shows every control character instead of obeying it.
 
     Example:
-        >>> plain("red \\x1b[31m alert")
-        'red \\\\x1b[31m alert'
+        >>> plain("red \x1b[31m alert")
+        'red \\x1b[31m alert'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -64,12 +65,11 @@ def number(values: float | Sequence[float], digits: int | None = None) -> str:
     mean = sum(values) / len(values)
     if not math.isfinite(mean):
         return str(mean)
+    form = f".{digits}f"
     if digits is None:
-        if mean and not 1e-4 <= abs(mean) < 1e6:
-            return f"{mean:.2e}"
-        digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 0
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+        tiny_or_huge = mean != 0 and not 1e-4 <= abs(mean) < 1e6
+        form = ".2e" if tiny_or_huge else f".{max(0, 2 - math.floor(math.log10(abs(mean))))}f" if mean else ".0f"
+    return f"{mean:{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def to_rich(table: Table) -> rich.table.Table:
@@ -80,9 +80,11 @@ def to_rich(table: Table) -> rich.table.Table:
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for index, name in enumerate(table.columns):
-        shown.add_column(Text(name), justify="left" if index < table.labels else "right")
+        justify: JustifyMethod = "left" if index < table.labels else "right"
+        shown.add_column(Text(name.replace(" ", "\n")), justify=justify, overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown
@@ -103,22 +105,18 @@ def to_markdown(table: Table) -> str:
 def to_html(table: Table) -> str:
     """The table as an HTML fragment: ``<table>`` with a caption, then its notes."""
 
-    def line(cells: Sequence[str], tag: Callable[[int], str]) -> str:
-        return "<tr>" + "".join(f"<{tag(i)}>{html.escape(cell)}</{tag(i)[:2]}>" for i, cell in enumerate(cells)) + "</tr>"
+    def line(cells: Sequence[str], tags: Sequence[str]) -> str:
+        shown = (f"<{tag}>{html.escape(cell)}</{tag[:2]}>" for tag, cell in zip(tags, cells, strict=True))
+        return f"<tr>{''.join(shown)}</tr>"
 
-    def head(index: int) -> str:
-        return 'th scope="col" class="label"' if index < table.labels else 'th scope="col"'
-
-    def body(index: int) -> str:
-        return 'th scope="row"' if index == 0 else 'td class="label"' if index < table.labels else "td"
-
-    rows = "\n".join(line(row, body) for row in table.rows)
+    count = len(table.columns)
+    label = ['class="label"' if index < table.labels else "" for index in range(count)]
+    head = line(table.columns, [f'th scope="col" {name}'.rstrip() for name in label])
+    tags = ['th scope="row"', *(f"td {name}".rstrip() for name in label[1:])]
+    rows = "\n".join(line(row, tags) for row in table.rows)
     notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in table.notes)
     caption = f"<caption>{html.escape(table.title)}</caption>"
-    return (
-        f'<div class="wide"><table>{caption}\n<thead>{line(table.columns, head)}</thead>\n'
-        f"<tbody>{rows}</tbody></table></div>{notes}"
-    )
+    return f'<div class="wide"><table>{caption}\n<thead>{head}</thead>\n<tbody>{rows}</tbody></table></div>{notes}'
 
 
 def _markdown(text: str) -> str:

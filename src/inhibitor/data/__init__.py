@@ -1,0 +1,1 @@
+"""Labelled tasks, unlabelled text, and their strict readers."""

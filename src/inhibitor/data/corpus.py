@@ -1,0 +1,239 @@
+"""Unlabelled text for distillation: documents from many files, mixed, tokenised and packed into full blocks."""
+
+import glob
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import datasets
+import numpy as np
+from datasets.iterable_dataset import ExamplesIterable  # from_generator would leave lock files in the user's cache
+from pydantic import Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from inhibitor.config import Config
+from inhibitor.data.files import check_text, read_lines, read_rows
+from inhibitor.errors import DataError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+LONGEST_PARAGRAPH = 1 << 16
+HELD_OUT = 64  # one document in so many is kept from training
+
+
+class TextConfig(Config):
+    """Which text to distil on, and how long its blocks are.
+
+    Args:
+        files: Local files, or patterns such as ``wiki/*.parquet``. Each row of a ``.jsonl`` or ``.parquet`` file is a
+            document; in a ``.txt`` file each paragraph is one, and blank lines part them.
+        dataset: Instead of files, a dataset on the Hugging Face hub, streamed.
+        dataset_config: Its configuration.
+        split: Its split.
+        column: The column that holds the text, but in ``.txt`` files.
+        max_length: Tokens of a block, special tokens included.
+        shuffle_buffer: Documents held in memory to be drawn from at random.
+    """
+
+    files: tuple[str, ...] = ()
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    column: str = "text"
+    max_length: int = Field(default=128, ge=8)
+    shuffle_buffer: int = Field(default=10_000, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("either files or a dataset, not both and not neither")
+        return self
+
+
+def check(config: TextConfig) -> dict[Path, int]:
+    """Read every local document once, before work is built on it.
+
+    Returns:
+        Documents that are not blank, by file; nothing for a dataset on the hub.
+
+    Raises:
+        DataError: A file is missing, of an unknown kind, damaged or without documents, or a row has no text; it
+            names the file and the line or row.
+    """
+    documents = {path: sum(1 for _ in _read(path, config.column)) for path in _paths(config)}
+    for path, count in documents.items():
+        if count == 0:
+            raise DataError(
+                str(path), expected="at least one document", got="only blank text", remedy="Leave that file out."
+            )
+    return documents
+
+
+def packed(
+    config: TextConfig, tokenizer: PreTrainedTokenizerBase, seed: int, *, held_out: bool = False
+) -> datasets.IterableDataset:
+    """Stream the text for ever as full blocks, in an order that only ``seed`` decides; local files are checked first.
+
+    Files are drawn from in proportion to their documents, so that all of them end together and begin anew in another
+    order. Documents follow one another with the tokenizer's separator between them, and a block cuts them wherever it
+    ends. To resume, skip the blocks already seen.
+
+    Args:
+        config: The text.
+        tokenizer: Its own special tokens stand around every block, as around a single text.
+        seed: Of the mixing and the order.
+        held_out: Whether to stream the documents kept for measuring, one in 64, or the others.
+
+    Returns:
+        Rows of ``input_ids`` and ``attention_mask``, lists of exactly ``max_length`` integers.
+
+    Raises:
+        DataError: As ``check``, or the hub does not have the dataset.
+    """
+    documents = datasets.IterableDataset(ExamplesIterable(_forever, {"epoch": _epoch(config, seed, held_out)}))
+    packer = _Packer(tokenizer, config.max_length)
+    return documents.map(packer, batched=True, remove_columns=["text"])
+
+
+def _paths(config: TextConfig) -> list[Path]:
+    paths: list[Path] = []
+    for pattern in config.files:
+        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True)) or [Path(pattern)]
+        paths.extend(path for path in found if path not in paths)
+    for path in paths:
+        if not path.is_file() or path.suffix not in SUFFIXES:
+            raise DataError(
+                f"files: {path}",
+                expected=f"a file that ends in {', '.join(SUFFIXES)}",
+                got="no such file" if not path.is_file() else repr(path.suffix),
+                remedy="Check the path, or convert the file.",
+            )
+    return paths
+
+
+def _read(path: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each document of a file that is not blank, with its number."""
+    if path.suffix == ".txt":
+        yield from enumerate({"text": text} for text in _paragraphs(path))
+        return
+    for number, row in read_rows(path, [column]):
+        subject = f"{path}, row {number}, column {column!r}"
+        if column not in row:
+            raise DataError(
+                subject,
+                expected=f"a column {column!r}",
+                got=f"only {', '.join(row) or 'others'}",
+                remedy="Say which column holds the text.",
+            )
+        text = check_text(row[column], subject)
+        if text.strip():
+            yield number, {"text": text}
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """Lines joined until a blank one, or until a file without blank lines would fill the memory."""
+    lines: list[str] = []
+    length = 0
+    for _, line in read_lines(path):
+        text = line.strip()
+        if text:
+            lines.append(text)
+            length += len(text)
+        if lines and (not text or length > LONGEST_PARAGRAPH):
+            yield " ".join(lines)
+            lines, length = [], 0
+    if lines:
+        yield " ".join(lines)
+
+
+def _read_part(path: Path, column: str, held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """The documents kept for measuring, or the others; told apart before any mixing, so that no epoch swaps them."""
+    for number, (_, document) in enumerate(_read(path, column)):
+        if (number % HELD_OUT == 0) == held_out:
+            yield number, document
+
+
+def _epoch(config: TextConfig, seed: int, held_out: bool) -> datasets.IterableDataset:
+    """One pass over one part of the documents, mixed; ``set_epoch`` gives another order."""
+    if config.dataset:
+        rows = _from_hub(config, config.dataset)
+        # by content, for an epoch reorders the hub's files below this filter
+        mixed = rows.filter(lambda row: (zlib.crc32(row["text"].encode()) % HELD_OUT == 0) == held_out)
+    else:
+        counts = check(config)
+        total = sum(counts.values())
+        mixed = datasets.interleave_datasets(
+            [
+                datasets.IterableDataset(
+                    ExamplesIterable(_read_part, {"path": path, "column": config.column, "held_out": held_out})
+                )
+                for path in counts
+            ],
+            probabilities=[count / total for count in counts.values()],
+            seed=seed,
+            stopping_strategy="all_exhausted_without_replacement",
+        )
+    return mixed.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
+
+
+def _from_hub(config: TextConfig, name: str) -> datasets.IterableDataset:
+    try:
+        rows = datasets.load_dataset(name, config.dataset_config, split=config.split, streaming=True)
+        return rows.select_columns([config.column]).rename_columns({config.column: "text"})
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"dataset {name!r}, split {config.split!r}",
+            expected=f"a dataset on the Hugging Face hub with the column {config.column!r}",
+            got=" ".join(str(error).split())[:200],
+            remedy="Check the name and the connection, or name local files.",
+        ) from error
+
+
+def _forever(epoch: datasets.IterableDataset) -> Iterator[tuple[int, dict[str, str]]]:
+    for number in itertools.count():
+        epoch.set_epoch(number)
+        seen = 0
+        for seen, document in enumerate(epoch, start=1):
+            yield seen, document
+        if not seen:
+            raise DataError(
+                "text",
+                expected="documents to train on and others to measure on",
+                got="too few for both",
+                remedy="Add text, or part it into documents.",
+            )
+
+
+class _Packer:
+    """Turn a batch of documents into the blocks they fill; what is left over at its end is dropped."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        sample = tokenizer("a", return_special_tokens_mask=True)
+        ids, special = np.asarray(sample["input_ids"]), np.asarray(sample["special_tokens_mask"], dtype=bool)
+        text = np.flatnonzero(~special)
+        self.prefix, self.suffix = ids[: text[0]], ids[text[-1] + 1 :]
+        self.separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
+        encoded = self.tokenizer(
+            batch["text"],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids = np.asarray([token for document in encoded["input_ids"] for token in (*document, self.separator)])
+        width = self.max_length - len(self.prefix) - len(self.suffix)
+        blocks = ids[: len(ids) // width * width].reshape(-1, width)
+        if not len(blocks):
+            raise DataError(
+                "text",
+                expected=f"{len(batch['text'])} documents that fill a block of {self.max_length} tokens",
+                got=f"{len(ids)} tokens",
+                remedy="Shorten max_length, or join the documents.",
+            )
+        around = [np.broadcast_to(tokens, (len(blocks), len(tokens))) for tokens in (self.prefix, self.suffix)]
+        input_ids = np.hstack([around[0], blocks, around[1]])
+        return {"input_ids": input_ids.tolist(), "attention_mask": np.ones_like(input_ids).tolist()}

@@ -1,0 +1,1 @@
+"""Floor 3, distillation: recipes, losses, calibration, stages, the run."""

@@ -1,0 +1,1 @@
+"""Fine-tuning on a task, scoring a model on it, and the metrics."""

