@@ -8,7 +8,7 @@ from inhibitor.models import InhibitorConfig
 from inhibitor.ops import inhibitor_attention, which_backend
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from inhibitor.models.convert import convert
 
 __version__ = version("inhibitor")
 __all__ = ["InhibitorConfig", "InhibitorError", "__version__", "convert", "inhibitor_attention", "which_backend"]

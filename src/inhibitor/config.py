@@ -1,5 +1,6 @@
 """Typed configurations: frozen, strict about keys, read from YAML as data and never as code."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -60,7 +61,7 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults included, as YAML that ``load`` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -76,10 +77,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             f"override {key}", expected="a plain value", got=repr(text), remedy="Quote it as YAML would."
         ) from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; users mean the number
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.split(".")
     place: Any = values
     for part in parents:
@@ -89,7 +88,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             place = place[int(part)]
         else:
             raise ConfigError(
-                f"override {key}", expected="a key that exists", got=f"no {part!r}", remedy="Compare it with the recipe."
+                f"override {key}",
+                expected="a key that exists",
+                got=f"no {part!r}",
+                remedy="Compare it with the recipe.",
             )
     if isinstance(place, list) and last.isdigit() and int(last) < len(place):
         place[int(last)] = value

@@ -1,4 +1,4 @@
-"""What transformers' ``Trainer`` leaves to be desired: a stop at the first NaN, and checkpoints that are whole."""
+"""What transformers' ``Trainer`` leaves to be desired: one quiet bar, a stop at the first NaN, whole checkpoints."""
 
 import json
 import shutil
@@ -7,14 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from inhibitor.errors import RunError
 
 
 class FiniteTrainer(Trainer):  # type: ignore[misc]
-    """A trainer that stops at the first loss or gradient that is not finite, before it reaches the weights."""
+    """A trainer that stops at the first loss or gradient that is not finite, before it reaches the weights.
+
+    Args:
+        title: What its progress bar says.
+        **kwargs: As for ``Trainer``.
+    """
+
+    def __init__(self, *, title: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if not self.args.disable_tqdm:
+            self.add_callback(_Bar(title))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; raises ``RunError`` naming the step and the tensor."""
@@ -30,6 +42,38 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
                 remedy="Lower the learning rate, or train without bf16. The last checkpoint is kept.",
             )
         return loss
+
+
+class _Bar(ProgressCallback):  # type: ignore[misc]
+    """The trainer's bar with a title, and the loss on it instead of a line per log."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.title)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+
+def on_this_machine() -> dict[str, Any]:
+    """Training arguments that depend on the machine and on nothing a user asked for."""
+    accelerated = torch.accelerator.is_available()
+    return {"use_cpu": not accelerated, "dataloader_pin_memory": accelerated, "report_to": "none"}
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -163,13 +163,10 @@ def _epoch(config: TextConfig, seed: int, held_out: bool) -> datasets.IterableDa
     else:
         counts = check(config)
         total = sum(counts.values())
+        text = datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("string")}))
+        parts = [{"path": path, "column": config.column, "held_out": held_out} for path in counts]
         mixed = datasets.interleave_datasets(
-            [
-                datasets.IterableDataset(
-                    ExamplesIterable(_read_part, {"path": path, "column": config.column, "held_out": held_out})
-                )
-                for path in counts
-            ],
+            [datasets.IterableDataset(ExamplesIterable(_read_part, part), info=text) for part in parts],
             probabilities=[count / total for count in counts.values()],
             seed=seed,
             stopping_strategy="all_exhausted_without_replacement",

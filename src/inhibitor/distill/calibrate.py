@@ -54,8 +54,8 @@ def calibrate(attention: InhibitorAttention, samples: Sequence[Tapped]) -> None:
             best.improve(_try(attention, samples, start * gamma, start * delta, shared), shared=shared)
     for refinement in range(1, REFINEMENTS + 1):
         factor, shift = 2 ** (0.5**refinement), 0.5**refinement
-        gamma, delta = best.gamma, best.delta
-        moves = [(gamma * factor, delta), (gamma / factor, delta), (gamma, delta + shift), (gamma, delta - shift)]
+        slope, offset = best.gamma, best.delta
+        moves = ((slope * factor, offset), (slope / factor, offset), (slope, offset + shift), (slope, offset - shift))
         for move in moves:
             best.improve(_try(attention, samples, *move, shared), shared=shared)
     for name, parameter in attention.named_parameters():

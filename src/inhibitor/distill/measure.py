@@ -8,9 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inhibitor.distill.losses import squared_errors
-from inhibitor.models.attention import contexts, tapping
-from inhibitor.models.convert import converted
-from inhibitor.models.families import attention_modules
+from inhibitor.models.attention import contexts, inhibitor_layers, tapping
 
 
 @torch.no_grad()
@@ -46,9 +44,8 @@ def _states(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[list[T
 
 def parameters(student: PreTrainedModel) -> dict[str, list[list[float]]]:
     """γ, η, δ and ρ: a list of heads (or one value) for each converted layer."""
-    layers = [module.inhibitor for module in attention_modules(student) if hasattr(module, "inhibitor")]
-    names = [name for name, _ in layers[0].named_parameters()]
-    return {name: [getattr(layer, name).tolist() for layer in layers] for name in names}
+    layers = [dict(attention.named_parameters()) for attention in inhibitor_layers(student).values()]
+    return {name: [layer[name].tolist() for layer in layers] for name in layers[0]}
 
 
 @torch.no_grad()
@@ -61,15 +58,14 @@ def attention_example(
     """
     encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=40)
     inputs = {"input_ids": encoded["input_ids"].to(teacher.device)}
-    layers = converted(student)
-    layer = layers[len(layers) // 2]
+    layers = inhibitor_layers(student)
+    layer = list(layers)[len(layers) // 2]
     theirs = contexts(teacher, inputs, last=layer)[-1]
     ours = contexts(student, inputs, last=layer)[-1]
     weights = torch.softmax(theirs.query @ theirs.key.mT * theirs.scale, -1)[0]
     entropy = -torch.special.xlogy(weights, weights).sum(-1).mean(-1)
     head = int(entropy.argmin())
-    module = attention_modules(student)[layer].inhibitor
-    inhibition = module.inhibition(ours.query, ours.key, ours.attn_mask, ours.is_causal, ours.scale)[0, head]
+    inhibition = layers[layer].inhibition(ours.query, ours.key, ours.attn_mask, ours.is_causal, ours.scale)[0, head]
     return {
         "text": text,
         "tokens": tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist()),

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from inhibitor.distill.calibrate import calibrate
 from inhibitor.distill.recipe import CalibrationConfig, DistillConfig
 from inhibitor.distill.stages import objectives, train
 from inhibitor.errors import ModelError
-from inhibitor.models.attention import TEACHER, contexts
-from inhibitor.models.convert import convert, converted
-from inhibitor.models.families import attention_modules
+from inhibitor.models.attention import TEACHER, contexts, inhibitor_layers
+from inhibitor.models.convert import convert
 from inhibitor.models.loading import load_pretrained
 from inhibitor.runs import Run
 
@@ -100,9 +98,8 @@ class _Distillation:
             folder = self.run.path / CHECKPOINTS / f"{index}-{unit}"
             blocks = corpus.packed(self.config.text, self.tokenizer, self.config.seed + 1 + index)
             started = time.perf_counter()
-            history = train(
-                objective, stage, blocks, self.config.text.max_length, self.config.seed, folder
-            )
+            title = name if layer is None else f"{name}, layer {layer}"
+            history = train(objective, stage, blocks, self.config.text.max_length, self.config.seed, folder, title)
             record["seconds"] += time.perf_counter() - started
             record["history"] += [{**entry, "layer": layer} for entry in history]
             step = stage.batch_size * stage.gradient_accumulation * self.config.text.max_length
@@ -121,8 +118,7 @@ class _Distillation:
             for inputs in batch
             for length in (*cuts, whole)
         ]
-        for layer in converted(self.student):
-            attention = attention_modules(self.student)[layer].inhibitor
+        for layer, attention in inhibitor_layers(self.student).items():
             calibrate(attention, [tapped[layer] for tapped in taps])
 
     def _state(self, name: str) -> None:
@@ -176,7 +172,7 @@ class _Distillation:
             "teacher": self.config.teacher,
             "student": {
                 "family": self.teacher.config.model_type,
-                "layers": converted(self.student),
+                "layers": list(inhibitor_layers(self.student)),
                 "heads": self.student.config.num_attention_heads,
             },
             "seed": self.config.seed,

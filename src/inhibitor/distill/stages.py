@@ -10,10 +10,9 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from inhibitor.distill.losses import context_mse, hidden_states_mse
 from inhibitor.distill.recipe import FullStage, LayerwiseStage, StageConfig
-from inhibitor.models.attention import contexts
-from inhibitor.models.convert import converted
+from inhibitor.models.attention import contexts, inhibitor_layers
 from inhibitor.models.families import attention_modules, family_of
-from inhibitor.training import FiniteTrainer, last_checkpoint
+from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine
 
 
 class Objective(nn.Module):
@@ -74,15 +73,15 @@ class FullObjective(Objective):
 
     def parts(self) -> Iterator[nn.Parameter]:
         """All of them."""
-        return self.student.parameters()
+        yield from self.student.parameters()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """``{"loss": hidden_states_mse}``, embeddings excluded."""
         with torch.no_grad():
             target = self.teacher(**inputs, output_hidden_states=True).hidden_states[1:]
         found = self.student(**inputs, output_hidden_states=True).hidden_states[1:]
-        states = ([state.float() for state in states] for states in (found, target))
-        return {"loss": hidden_states_mse(*states, inputs["attention_mask"])}
+        student, teacher = ([state.float() for state in states] for states in (found, target))
+        return {"loss": hidden_states_mse(student, teacher, inputs["attention_mask"])}
 
 
 def objectives(
@@ -90,14 +89,14 @@ def objectives(
 ) -> Iterator[tuple[int | None, Objective]]:
     """What a stage trains, in order: a layer's index and objective, or None and that of the whole model."""
     if isinstance(stage, LayerwiseStage):
-        for layer in converted(student):
+        for layer in inhibitor_layers(student):
             yield layer, LayerObjective(student, teacher, layer)
     else:
         yield None, FullObjective(student, teacher)
 
 
 def train(
-    objective: Objective, stage: StageConfig, blocks: Any, block_length: int, seed: int, folder: Path
+    objective: Objective, stage: StageConfig, blocks: Any, block_length: int, seed: int, folder: Path, title: str
 ) -> list[dict[str, float]]:
     """Train one objective, or go on from the last checkpoint in ``folder``.
 
@@ -108,6 +107,7 @@ def train(
         block_length: Tokens of a block.
         seed: Of the trainer.
         folder: For checkpoints.
+        title: What the progress bar says.
 
     Returns:
         The logged steps: ``{"step", "loss"}``.
@@ -126,30 +126,26 @@ def train(
         warmup_steps=stage.warmup_ratio,
         weight_decay=stage.weight_decay,
         bf16=stage.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is only a CPU
         remove_unused_columns=False,
         logging_steps=max(1, steps // 50),
         save_steps=max(1, -(-steps // stage.checkpoints)),
         save_total_limit=1,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        **on_this_machine(),
     )
     trainer = DistillationTrainer(
-        model=objective, args=arguments, train_dataset=blocks.with_format("torch"), stage=stage
+        model=objective, args=arguments, train_dataset=blocks.with_format("torch"), stage=stage, title=title
     )
     objective.teacher.to(arguments.device)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    return [
-        {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
-    ]
+    return [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
 
 
 class DistillationTrainer(FiniteTrainer):
     """The trainer of a stage: γ, η, δ and ρ have a learning rate of their own, and no weight decay."""
 
-    def __init__(self, *args: Any, stage: StageConfig, **kwargs: Any) -> None:
+    def __init__(self, *, stage: StageConfig, **kwargs: Any) -> None:
         self.stage = stage
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with three groups: matrices, vectors, inhibitor parameters."""

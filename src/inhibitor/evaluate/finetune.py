@@ -93,6 +93,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     encoded, truncated = encode(labelled, tokenizer, max_length)
     train = encoded.pop(labelled.splits["train"].name)
     trainer = FiniteTrainer(
+        title=f"fine-tuning on {task.name}",
         model=model,
         args=_arguments(config, task, run.path / CHECKPOINTS),
         train_dataset=train,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -56,12 +56,16 @@ class InhibitorAttention(nn.Module):
             enable_gqa=key.shape[1] != query.shape[1],
         )
 
-    def inhibition(
-        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
-    ) -> Tensor:
+    def inhibition(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
         """Z of shape (batch, heads, queries, keys), +inf where a query may not see a key."""
         gamma, delta = (parameter.expand(query.shape[1]) for parameter in (self.gamma, self.delta))
         return inhibition(query, key, gamma, delta, attn_mask, is_causal, self.config.center, scale)
+
+
+def inhibitor_layers(model: nn.Module) -> dict[int, InhibitorAttention]:
+    """The layers of a model that have inhibitor attention, by index."""
+    found = ((index, getattr(module, NAME, None)) for index, module in enumerate(attention_modules(model)))
+    return {index: attention for index, attention in found if isinstance(attention, InhibitorAttention)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def tapping(model: nn.Module, last: int | None = None) -> Iterator[list[Tapped]]
             del module.tap
 
 
-def contexts(model: nn.Module, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
+def contexts(model: PreTrainedModel, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
     """Run the base model and return what passed through its attention modules, up to layer ``last`` included."""
     with tapping(model, last) as found:
         model.base_model(**inputs)
@@ -134,8 +138,8 @@ def inhibitor_forward(
         The context (batch, queries, heads, value_dim) and, where ``output_attentions`` asks for it, the inhibition Z
         (batch, heads, queries, keys): 0 lets a value pass whole, +inf is a key out of sight.
     """
-    attention = getattr(module, "inhibitor", None)
-    if attention is None:
+    attention = getattr(module, NAME, None)
+    if not isinstance(attention, InhibitorAttention):
         if not hasattr(module.config, NAME):
             raise ModelError(
                 type(module).__name__,
@@ -143,7 +147,9 @@ def inhibitor_forward(
                 got=f"attn_implementation={NAME!r} on a softmax model",
                 remedy="Call inhibitor.convert(model) instead.",
             )
-        return teacher_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
+        return teacher_forward(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = _is_causal(module, query, attention_mask, is_causal)
     context = attention(query, key, value, attention_mask, causal, scale).transpose(1, 2).contiguous()
@@ -173,7 +179,7 @@ def teacher_forward(
 
 
 def _is_causal(module: nn.Module, query: Tensor, attn_mask: Tensor | None, is_causal: bool | None) -> bool:
-    """transformers' rule: a mask says all, and one query, as in decoding, sees every key."""
+    """Transformers' rule: a mask says all, and one query, as in decoding, sees every key."""
     wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
     return bool(wanted) and attn_mask is None and query.shape[2] > 1
 

@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -58,7 +57,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
         if getattr(module, "config", None) is old:
             module.config = new
     new._attn_implementation = NAME
-    model.__class__ = model_class(type(model))
+    model.__class__ = model_class(model.__class__)
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # __init__ would, and hidden_states depend on it
     attach(model)
     return model
@@ -83,11 +82,6 @@ def attach(model: PreTrainedModel) -> None:
             place = next(module.parameters()).device
             with torch.device(place):
                 module.inhibitor = InhibitorAttention(config, heads)
-
-
-def converted(model: nn.Module) -> list[int]:
-    """Indices of the layers that have inhibitor attention."""
-    return [index for index, module in enumerate(attention_modules(model)) if hasattr(module, NAME)]
 
 
 def _check_layers(config: InhibitorConfig, depth: int, name: str) -> None:

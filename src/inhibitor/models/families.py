@@ -39,7 +39,7 @@ PREFIX = "inhibitor-"
 
 def family_of(model: nn.Module) -> Family:
     """The family of a converted or unconverted model; ``ModelError`` if there is no entry for it."""
-    model_type = str(model.config.model_type)
+    model_type = str(getattr(model.config, "model_type", ""))
     family = FAMILIES.get(model_type.removeprefix(PREFIX))
     if family is None:
         raise ModelError(

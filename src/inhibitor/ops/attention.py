@@ -146,7 +146,10 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) 
             )
         if tensor.shape[3] == 0:
             raise OperatorError(
-                name, expected="at least one feature", got=f"shape {tuple(tensor.shape)}", remedy="Check the head split."
+                name,
+                expected="at least one feature",
+                got=f"shape {tuple(tensor.shape)}",
+                remedy="Check the head split.",
             )
     if key.shape[3] != query.shape[3]:
         raise OperatorError(

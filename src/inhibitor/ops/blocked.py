@@ -89,9 +89,7 @@ def backward(
             grad_score.mul_(tile.slope)
             left, right = torch.nan_to_num(tile.query), torch.nan_to_num(tile.key)
             grad_query[tile.heads, tile.rows] = _grad_distance(grad_score, left, right, distance)
-            grad_key[tile.heads] += _grad_distance(
-                grad_score.mT.contiguous(), right, left, distance.mT.contiguous()
-            )
+            grad_key[tile.heads] += _grad_distance(grad_score.mT.contiguous(), right, left, distance.mT.contiguous())
     groups = (batch, key.shape[1], heads // max(key.shape[1], 1))
     return (
         grad_query.view(query.shape).to(query.dtype),

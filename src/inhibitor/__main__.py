@@ -1,0 +1,5 @@
+"""``python -m inhibitor``."""
+
+from inhibitor.cli import main
+
+main()

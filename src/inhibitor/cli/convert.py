@@ -1,0 +1,48 @@
+"""``inhibitor convert``: a model folder in, an inhibitor model folder out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inhibitor.errors import ConfigError, RunError
+
+NAME = "convert"
+
+
+def run(
+    model: Annotated[str, typer.Option(help="A model folder, a hub id or minilm.")],
+    output: Annotated[Path, typer.Option(help="Where the converted model goes; a new or empty folder.")],
+    layers: Annotated[str, typer.Option(help="Layers to convert, for example 0,1,5; all by default.")] = "",
+    per: Annotated[str, typer.Option(help="head or layer: how finely γ, η, δ and ρ are learned.")] = "head",
+    length_exponent: Annotated[float, typer.Option(help="Initial ρ: 0 is the paper's sum, 1 a mean.")] = 1.0,
+) -> None:
+    """Give a pretrained model inhibitor attention. Its weights stay; distil it before you use it."""
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    from inhibitor.cli import quiet
+    from inhibitor.models.attention import inhibitor_layers
+    from inhibitor.models.config import InhibitorConfig
+    from inhibitor.models.convert import convert
+    from inhibitor.models.loading import load_pretrained
+
+    quiet()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunError(str(output), expected="a new or empty folder", got="one in use", remedy="Choose another output.")
+    try:
+        chosen = tuple(int(layer) for layer in layers.split(",")) if layers else None
+    except ValueError:
+        raise ConfigError(
+            "--layers", expected="numbers parted by commas", got=repr(layers), remedy="For example --layers 0,1,5."
+        ) from None
+    config = InhibitorConfig.parse({"layers": chosen, "per": per, "length_exponent": length_exponent}, source="convert")
+    architectures = load_pretrained(AutoConfig, model).architectures or []
+    auto_class = (
+        getattr(transformers, architectures[0], transformers.AutoModel) if architectures else transformers.AutoModel
+    )
+    student = convert(load_pretrained(auto_class, model), config)
+    student.save_pretrained(output)
+    load_pretrained(AutoTokenizer, model).save_pretrained(output)
+    typer.echo(f"{output}: {type(student).__name__}, inhibitor attention in layers {list(inhibitor_layers(student))}")
+    typer.echo("It is not trained yet: start from it, or let `inhibitor distill` convert and train in one run.")

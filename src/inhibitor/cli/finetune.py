@@ -1,0 +1,54 @@
+"""``inhibitor finetune``: train a model, softmax or inhibitor, on a labelled task."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "finetune"
+
+
+def run(
+    model: Annotated[str, typer.Option(help="A model folder, a hub id or minilm.")],
+    task: Annotated[str, typer.Option(help="A GLUE task, imdb, or reviews (a small set that comes with the package).")],
+    output: Annotated[Path, typer.Option(help="The run's folder.")],
+    data: Annotated[Path | None, typer.Option(help="Folder in the hub's layout; the hub itself by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head, the order and the dropout.")] = 0,
+    epochs: Annotated[float | None, typer.Option(help="The task's own by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The task's own by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="The task's own by default.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per row; the task's own by default.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
+) -> None:
+    """Fine-tune on a task and score the last epoch. An interrupted run goes on when it is started again."""
+    from inhibitor.data.tasks import get_task
+
+    get_task(task)
+
+    from rich.console import Console
+
+    from inhibitor.cli import quiet
+    from inhibitor.evaluate.finetune import FinetuneConfig, finetune
+    from inhibitor.report import summarise, to_rich, write_report
+    from inhibitor.runs import REPORT
+
+    config = FinetuneConfig.parse(
+        {
+            "model": model,
+            "task": task,
+            "output": output,
+            "data": data,
+            "seed": seed,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "bf16": bf16,
+        },
+        source="finetune",
+    )
+    quiet()
+    finetune(config)
+    console = Console()
+    console.print(to_rich(summarise([output])))
+    console.print(f"Report: {write_report([output], output / REPORT)}", soft_wrap=True)
