@@ -60,7 +60,17 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
     from inhibitor.models.attention import NAME, InhibitorAttention
     from inhibitor.models.convert import attach
 
+    def refuse_other(attn_implementation: Any) -> None:
+        if attn_implementation not in (None, NAME):
+            raise ModelError(
+                "attn_implementation",
+                expected=repr(NAME),
+                got=repr(attn_implementation),
+                remedy="This model was trained with inhibitor attention; load its teacher for softmax.",
+            )
+
     def __init__(self: Any, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        refuse_other(config._attn_implementation)
         config._attn_implementation = NAME
         architecture.__init__(self, config, *args, **kwargs)
         attach(self)
@@ -72,13 +82,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
             architecture._init_weights(self, module)
 
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        if attn_implementation != NAME:
-            raise ModelError(
-                "attn_implementation",
-                expected=repr(NAME),
-                got=repr(attn_implementation),
-                remedy="This model was trained with inhibitor attention; load its teacher for softmax.",
-            )
+        refuse_other(attn_implementation)
 
     members = {
         "__doc__": f"{architecture.__name__} with inhibitor attention.",

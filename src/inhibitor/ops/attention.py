@@ -90,22 +90,16 @@ def inhibitor_attention(
         torch.Size([2, 4, 8, 16])
     """
     _check_tensors(query, key, value, enable_gqa)
-    batch = max(tensor.shape[0] for tensor in (query, key, value)) if query.shape[0] else 0
+    _check_choices(is_causal=is_causal, center=center, signed=signed, backend=backend)
+    batch = _common(query.shape[0], key.shape[0], value.shape[0])
     query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
     heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
-    key_heads = max(key.shape[1], value.shape[1])
+    key_heads = _common(key.shape[1], value.shape[1])
     key, value = (tensor.expand(-1, key_heads, -1, -1) for tensor in (key, value))
     attn_mask = _check_mask(attn_mask, (batch, heads, queries, keys), query.device)
     slope, shift = _per_head("gamma", gamma, query), _per_head("delta", delta, query)
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    scale = query.shape[3] ** -0.5 if scale is None else _number("scale", scale, "a number or None")
 
-    if backend not in get_args(Backend):
-        raise OperatorError(
-            "backend",
-            expected="one of " + ", ".join(get_args(Backend)),
-            got=repr(backend),
-            remedy=suggestion(str(backend), get_args(Backend)),
-        )
     run = reference.attention if backend == "reference" else operator.attention
     total = run(query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
 
@@ -118,6 +112,11 @@ def inhibitor_attention(
     return total.to(query.dtype)
 
 
+def _common(*sizes: int) -> int:
+    """The size that sizes agree on, where 1 is broadcast."""
+    return next((size for size in sizes if size != 1), 1)
+
+
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
@@ -128,6 +127,10 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) 
                 expected="4 dimensions (batch, heads, length, features)",
                 got=f"shape {tuple(tensor.shape)}",
                 remedy="Add the missing dimensions with unsqueeze or split the heads.",
+            )
+        if tensor.layout != torch.strided:
+            raise OperatorError(
+                name, expected="a dense tensor", got=f"layout {tensor.layout}", remedy="Convert it with .to_dense()."
             )
         if tensor.dtype not in FLOATS:
             raise OperatorError(
@@ -181,7 +184,7 @@ def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool)
         raise OperatorError(
             "value", expected=f"key's {key_heads} heads", got=f"{value_heads} heads", remedy="Give both the same heads."
         )
-    shared = max(key_heads, value_heads)
+    shared = _common(key_heads, value_heads)
     if shared in (heads, 1):
         return
     if not enable_gqa:
@@ -193,6 +196,21 @@ def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool)
             expected=f"a number of heads that divides query's {heads}",
             got=f"{shared} heads",
             remedy="Grouped-query attention shares each key head among equally many query heads.",
+        )
+
+
+def _check_choices(*, backend: object, **flags: object) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | torch.SymBool):
+            raise OperatorError(
+                name, expected="True or False", got=type(flag).__name__, remedy="Pass a bool; a mask belongs in attn_mask."
+            )
+    if backend not in get_args(Backend):
+        raise OperatorError(
+            "backend",
+            expected="one of " + ", ".join(get_args(Backend)),
+            got=repr(backend),
+            remedy=suggestion(str(backend), get_args(Backend)),
         )
 
 
@@ -230,7 +248,8 @@ def _per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
     heads = query.shape[1]
     if not isinstance(parameter, Tensor):
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return torch.full((heads,), float(parameter), dtype=dtype, device=query.device)
+        number = _number(name, parameter, f"a number or a floating-point tensor of shape ({heads},)")
+        return torch.full((heads,), number, dtype=dtype, device=query.device)
     if not parameter.is_floating_point() or parameter.shape not in ((), (1,), (heads,)):
         raise OperatorError(
             name,
@@ -243,3 +262,9 @@ def _per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
             name, expected=f"query's device {query.device}", got=str(parameter.device), remedy="Move it there."
         )
     return parameter.expand(heads)
+
+
+def _number(name: str, number: object, expected: str) -> float:
+    if not isinstance(number, int | float | torch.SymFloat):
+        raise OperatorError(name, expected=expected, got=repr(number), remedy="Convert it with float().")
+    return float(number)

@@ -24,7 +24,7 @@ def attention(
     Holds queries × keys × head_dim tensors: for tests and small inputs. Arguments and result are those of the
     registered operator in ``inhibitor.ops.operator``.
     """
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // max(key.shape[1], 1)
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     queries, keys = query.shape[2], key.shape[2]
     allowed = masks.dense(attn_mask, is_causal, queries, keys, query.device)
@@ -57,7 +57,7 @@ def inhibition(
     scale: float,
 ) -> Tensor:
     """Z of shape (batch, heads, queries, keys), +inf where a query may not see a key; for looking at, not for speed."""
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // max(key.shape[1], 1)
     distance = torch.cdist(query.float(), key.repeat_interleave(groups, dim=1).float(), p=1.0)
     allowed = masks.dense(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
     score = gamma.view(-1, 1, 1) * scale * distance.masked_fill(~allowed, 0)

@@ -1,0 +1,284 @@
+"""What the operator is tested and measured on: shapes, option sets, data, and the tolerances with their reasons."""
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inhibitor import inhibitor_attention
+from inhibitor.ops import blocked, masks
+
+LENGTHS = (0, 1, 2, 3, 17, 63, 64, 65, 127, 128, 129, 257)
+HEAD_DIMS = (1, 3, 32, 60, 64, 128)
+HEADS = ((1, 1), (4, 4), (4, 1), (4, 2))  # query heads, key heads; the last is grouped-query attention
+BATCHES = (0, 1, 3)
+PARAMETERS = ("defaults", "numbers", "shared", "per head")
+# Which dimensions of (batch, heads, queries, keys) a mask has in full; leading ones that it lacks are left out.
+MASKS = (None, *("".join(kept) for size in (1, 2, 3, 4) for kept in itertools.combinations("bhqk", size)))
+
+WORK = 1 << 20  # elements of the reference's largest tensor in a drawn case: milliseconds, not seconds
+PIECES = (1, 3, 7, 20)
+
+# name: largest error allowed, as a share of the largest element of the true result (``relative_error``).
+TOLERANCES = {
+    # One formula, two orders of summation: 4e-15 for the result and for query, key and value; the gradients of the
+    # parameters are sums of 10⁶ terms with signs, which cancel: 4e-13 at worst.
+    "float64": 1e-11,
+    "ties": 1e-12,  # integers and quarters: exact but for the division by √head_dim and by the number of keys
+    "loops": 1e-13,  # tiny shapes against Python loops
+}
+# In float32 and half precision, as a share of the sum of absolute terms (``sizes``): at most FACTOR times the error of
+# the plain formula in that dtype (RELIABILITY A1), plus a rounding or two where that one is exact by luck.
+FACTOR = 2.0
+LUCK = 2 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the operator: shapes and options."""
+
+    batch: int
+    heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    value_dim: int
+    mask: str | None = None
+    is_causal: bool = False
+    center: bool = True
+    signed: bool = True
+    parameters: str = "defaults"
+    pieces: int = 1  # into about how many tiles a test cuts the work
+
+    def __str__(self) -> str:
+        words = [
+            f"{self.batch}x{self.heads}/{self.key_heads}x{self.queries}x{self.keys}x{self.head_dim}/{self.value_dim}",
+            f"mask={self.mask}" if self.mask else "",
+            "causal" if self.is_causal else "",
+            "" if self.center else "uncentred",
+            "" if self.signed else "unsigned",
+            self.parameters,
+            f"tiles={self.pieces}",
+        ]
+        return "-".join(filter(None, words)).replace(" ", "_")
+
+    @property
+    def work(self) -> int:
+        """Elements of the largest tensor of the reference."""
+        return self.batch * self.heads * self.queries * self.keys * max(self.head_dim, self.value_dim)
+
+    @property
+    def tile(self) -> int:
+        """A tile size that cuts the work into about ``pieces``, tails included."""
+        return max(1, self.work // self.pieces)
+
+
+def _draw(draw: random.Random, queries: int, keys: int) -> Case:
+    while True:
+        heads, key_heads = draw.choice(HEADS)
+        case = Case(
+            batch=draw.choices(BATCHES, weights=(1, 8, 8))[0],
+            heads=heads,
+            key_heads=key_heads,
+            queries=queries,
+            keys=keys,
+            head_dim=draw.choice(HEAD_DIMS),
+            value_dim=draw.choice(HEAD_DIMS),
+            mask=draw.choice(MASKS),
+            is_causal=draw.random() < 0.3,
+            center=draw.random() < 0.7,
+            signed=draw.random() < 0.7,
+            parameters=draw.choice(PARAMETERS),
+            pieces=draw.choice(PIECES),
+        )
+        if case.work <= WORK:
+            return case
+
+
+def sweep() -> list[Case]:
+    """Every pair of lengths twice with drawn options, then the largest shapes once."""
+    draw = random.Random(0)
+    pairs = itertools.product(LENGTHS, LENGTHS)
+    drawn = [_draw(draw, queries, keys) for queries, keys in pairs for _ in range(2)]
+    return [
+        *drawn,
+        Case(1, 1, 1, 257, 257, 64, 64, mask="bk", parameters="numbers", pieces=20),
+        Case(1, 1, 1, 129, 257, 128, 60, is_causal=True, parameters="per head", pieces=7),
+        Case(1, 4, 2, 65, 129, 60, 128, mask="bhqk", parameters="per head", pieces=3),
+    ]
+
+
+SWEEP = sweep()
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of one call, those that may need a gradient apart."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+    def to(self, dtype: torch.dtype) -> "Arguments":
+        """The same numbers in another dtype."""
+        return Arguments({name: tensor.to(dtype) for name, tensor in self.tensors.items()}, self.options)
+
+    def __call__(self, backend: str = "torch") -> Tensor:
+        return inhibitor_attention(**self.tensors, **self.options, backend=backend)  # type: ignore[arg-type]
+
+    def with_gradients(self, grad: Tensor, backend: str = "torch") -> dict[str, Tensor]:
+        """The result and, by the name of each tensor, its gradient for ``grad``."""
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in self.tensors.items()}
+        output = Arguments(leaves, self.options)(backend)
+        output.backward(grad.to(output.dtype))
+        results = {"output": output.detach()}
+        for name, leaf in leaves.items():
+            assert leaf.grad is not None
+            results[name] = leaf.grad
+        return results
+
+
+def arguments(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Arguments, Tensor]:
+    """Random arguments of a case, and a gradient for its result; parameters are in at least float32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tensors = {
+        "query": randn(case.batch, case.heads, case.queries, case.head_dim),
+        "key": randn(case.batch, case.key_heads, case.keys, case.head_dim),
+        "value": 2 * randn(case.batch, case.key_heads, case.keys, case.value_dim),
+    }
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    grad = randn(case.batch, case.heads, case.queries, case.value_dim).to(dtype)
+    numbers: dict[str, Any] = {"gamma": 0.7, "eta": 1.3, "delta": 0.5, "length_exponent": 0.5}
+    wide = blocked.accumulation_dtype(dtype)
+    if case.parameters == "shared":
+        shapes: tuple[tuple[int, ...], ...] = ((1,), (), (), (1,))
+        tensors |= {name: torch.full(shape, n, dtype=wide) for (name, n), shape in zip(numbers.items(), shapes)}  # noqa: B905
+    elif case.parameters == "per head":
+        tensors |= {name: (n + randn(case.heads)).to(wide) for name, n in numbers.items()}
+        tensors["delta"][0] = -0.3
+        tensors["eta"][1:2] = 0.0
+        tensors["length_exponent"] = torch.rand(case.heads, generator=generator, dtype=wide)
+    options: dict[str, Any] = dict(numbers) if case.parameters == "numbers" else {}
+    options |= {
+        "attn_mask": mask(case, generator),
+        "is_causal": case.is_causal,
+        "center": case.center,
+        "signed": case.signed,
+        "enable_gqa": case.key_heads not in (1, case.heads),
+    }
+    return Arguments(tensors, options), grad
+
+
+def mask(case: Case, generator: torch.Generator) -> Tensor | None:
+    """A random mask of the kind that the case names: two of three keys allowed."""
+    if case.mask is None:
+        return None
+    full = zip("bhqk", (case.batch, case.heads, case.queries, case.keys), strict=True)
+    shape = [size if letter in case.mask else 1 for letter, size in full]
+    shape = shape["bhqk".index(case.mask[0]) :]
+    return torch.rand(shape, generator=generator) < 2 / 3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the formula compares, in float64; i queries, j keys, l value features."""
+
+    weight: Tensor  # n^−ρ, (batch, heads, queries, 1)
+    count: Tensor  # n, (batch, heads, queries, 1)
+    distance: Tensor  # scale · Σ|q − k|, (batch, heads, i, j)
+    slope: Tensor  # γ, (heads, 1, 1)
+    eta: Tensor  # η, (heads, 1, 1)
+    score: Tensor  # S − mean + δ, (batch, heads, i, j)
+    excess: Tensor  # |V| − Z, or V − Z in the unsigned form, (batch, heads, i, j, l)
+    terms: Tensor  # the absolute terms that excess is made of, as large
+    allowed: Tensor  # (batch, heads, i, j)
+
+
+def parts(case: Case, given: Arguments) -> Parts:
+    """The formula's parts for these arguments."""
+    options = {"gamma": 1.0, "eta": 1.0, "delta": 0.0, "length_exponent": 0.0} | given.options | given.tensors
+    names = ("gamma", "eta", "delta", "length_exponent")
+    gamma, eta, delta, exponent = (torch.as_tensor(options[name]).double().view(-1, 1, 1) for name in names)
+    groups = case.heads // case.key_heads
+    query, key, value = (given.tensors[name].double() for name in ("query", "key", "value"))
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    allowed = masks.dense(options["attn_mask"], case.is_causal, case.queries, case.keys, query.device)
+    count = allowed.sum(-1, keepdim=True).clamp(min=1)
+    distance = case.head_dim**-0.5 * torch.cdist(query, key, p=1.0) * allowed
+    score = gamma * distance
+    mean = score.sum(-1, keepdim=True) / count if case.center else torch.zeros(())
+    terms = value.abs().unsqueeze(2) + (score.abs() + mean.abs() + delta.abs()).unsqueeze(-1)
+    score = score - mean + delta
+    excess = (value.abs() if case.signed else value).unsqueeze(2) - score.relu().unsqueeze(-1)
+    return Parts(count**-exponent, count, distance, gamma, eta, score, excess, terms, allowed.expand(score.shape))
+
+
+def separate(case: Case, given: Arguments, seed: int = 1) -> Arguments:
+    """Draw anew what lies so near a kink that float32 and float64 would choose differently.
+
+    The gradient jumps where |V| = Z and where S − mean + δ = 0. Away from there rounding moves it only a little, and an
+    error can be told from a jump.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: tensor.clone() for name, tensor in given.tensors.items()}
+    query, value = tensors["query"], tensors["value"]
+    separated = Arguments(tensors, given.options)
+    for _ in range(50 if case.work else 0):
+        found = parts(case, separated)
+        margin = 1e-5 * (1 + float((found.slope * found.distance).abs().max()))
+        near = ((found.score != 0) & (found.score.abs() < margin) & found.allowed).any(-1)
+        close = ((found.excess.abs() < margin) & found.allowed.unsqueeze(-1)).any(2)
+        close = close.unflatten(1, (case.key_heads, -1)).any(2)
+        if not (near.any() or close.any()):
+            return separated
+        query[near] = torch.randn(query[near].shape, generator=generator, dtype=torch.float64).to(query.dtype)
+        value[close] = 2 * torch.randn(value[close].shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    if case.work:
+        raise RuntimeError(f"{case} stays near a kink")
+    return separated
+
+
+def sizes(case: Case, given: Arguments, grad: Tensor) -> dict[str, float]:
+    """For the result and each gradient: the largest sum of absolute terms, which rounding errors are a share of.
+
+    The value itself is no measure: it is a sum with signs, and may vanish while its terms do not.
+    """
+    found = parts(case, given)
+    grad = grad.double().abs()
+    scaled = grad * found.weight * found.eta.abs()
+    passes = ((found.excess > 0) & found.allowed.unsqueeze(-1)).double()
+    summed = (found.terms * passes).sum(3)
+    by_score = torch.einsum("bhil,bhijl->bhij", scaled, passes) * (found.score > 0)
+    if case.center:
+        by_score = (by_score + by_score.sum(-1, keepdim=True) / found.count) * found.allowed
+    by_distance = by_score * found.slope.abs() * case.head_dim**-0.5
+    terms = {
+        "output": summed * found.weight * found.eta.abs(),
+        "query": by_distance.sum(3),
+        "key": by_distance.sum(2).unflatten(1, (case.key_heads, -1)).sum(2),
+        "value": torch.einsum("bhil,bhijl->bhjl", scaled, passes).unflatten(1, (case.key_heads, -1)).sum(2),
+        "gamma": (by_score * found.distance).sum((0, 2, 3)),
+        "eta": (grad * found.weight * summed).sum((0, 2, 3)),
+        "delta": by_score.sum((0, 2, 3)),
+        "length_exponent": (scaled * summed * found.count.log()).sum((0, 2, 3)),
+    }
+    shared = case.parameters == "shared"
+    whole = {"gamma", "eta", "delta", "length_exponent"} if shared else set()
+    return {
+        name: float(term.sum() if name in whole else term.max()) if term.numel() else 0.0 for name, term in terms.items()
+    }
+
+
+def relative_error(got: Tensor, truth: Tensor, size: float | None = None) -> float:
+    """The largest difference as a share of ``size``, or else of the largest true element."""
+    if not truth.numel():
+        return 0.0
+    size = float(truth.abs().max()) if size is None else size
+    return float((got.double() - truth).abs().max()) / (size or 1.0)
