@@ -105,6 +105,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _config_error(error: ValidationError, cls: type[BaseModel], source: str) -> ConfigError:
     first = error.errors()[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, ConfigError):  # a validator's own, complete as it is
+        return own
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])

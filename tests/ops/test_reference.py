@@ -47,13 +47,13 @@ def looped(given: Arguments) -> np.ndarray:
             distance = sum(abs(query[b, h, i, k] - key[b, h // group, j, k]) for k in range(head_dim))
             score[j] = parameter["gamma"][h] / head_dim**0.5 * distance
         mean = sum(score.values()) / len(allowed) if allowed and options["center"] else 0.0
-        for j, l in itertools.product(allowed, range(value_dim)):
+        for j, feature in itertools.product(allowed, range(value_dim)):
             z = max(score[j] - mean + parameter["delta"][h], 0.0)
-            v = value[b, h // group, j, l]
+            v = value[b, h // group, j, feature]
             if options["signed"]:
-                result[b, h, i, l] += max(max(v, 0.0) - z, 0.0) + min(min(v, 0.0) + z, 0.0)
+                result[b, h, i, feature] += max(max(v, 0.0) - z, 0.0) + min(min(v, 0.0) + z, 0.0)
             else:
-                result[b, h, i, l] += max(v - z, 0.0)
+                result[b, h, i, feature] += max(v - z, 0.0)
         if allowed:
             result[b, h, i] *= parameter["eta"][h] * len(allowed) ** -parameter["length_exponent"][h]
     return result

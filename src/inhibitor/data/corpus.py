@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inhibitor.config import Config
 from inhibitor.data.files import check_text, read_lines, read_rows
-from inhibitor.errors import DataError
+from inhibitor.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 LONGEST_PARAGRAPH = 1 << 16
@@ -47,7 +47,12 @@ class TextConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.files) == bool(self.dataset):
-            raise ValueError("either files or a dataset, not both and not neither")
+            raise ConfigError(
+                "text",
+                expected="either files or a dataset",
+                got="both" if self.files else "neither",
+                remedy="Name local files, or one dataset on the hub.",
+            )
         return self
 
 

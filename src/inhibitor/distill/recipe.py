@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from inhibitor.config import Config
 from inhibitor.data.corpus import TextConfig
+from inhibitor.errors import ConfigError
 from inhibitor.models.config import InhibitorConfig
 
 
@@ -95,5 +96,10 @@ class DistillConfig(Config):
         for stage in self.stages:
             step = stage.batch_size * stage.gradient_accumulation * self.text.max_length
             if stage.tokens < step:
-                raise ValueError(f"the {stage.kind} stage at least {step} tokens, one step, not {stage.tokens}")
+                raise ConfigError(
+                    f"tokens of the {stage.kind} stage",
+                    expected=f"at least {step}, those of one step",
+                    got=str(stage.tokens),
+                    remedy="Give it more tokens, or a smaller batch_size.",
+                )
         return self

@@ -185,14 +185,15 @@ def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool)
             "value", expected=f"key's {key_heads} heads", got=f"{value_heads} heads", remedy="Give both the same heads."
         )
     shared = _common(key_heads, value_heads)
+    name = "key" if key_heads == shared else "value"
     if shared in (heads, 1):
         return
     if not enable_gqa:
         remedy = "Pass enable_gqa=True." if shared and heads % shared == 0 else "Check the head split."
-        raise OperatorError("key", expected=f"query's {heads} heads, or 1", got=f"{shared} heads", remedy=remedy)
+        raise OperatorError(name, expected=f"query's {heads} heads, or 1", got=f"{shared} heads", remedy=remedy)
     if shared == 0 or heads % shared:
         raise OperatorError(
-            "key",
+            name,
             expected=f"a number of heads that divides query's {heads}",
             got=f"{shared} heads",
             remedy="Grouped-query attention shares each key head among equally many query heads.",

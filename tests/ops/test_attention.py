@@ -1,0 +1,332 @@
+"""The public function: what it accepts, what it refuses and how it says so, what a mask hides."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from inhibitor import InhibitorError, inhibitor_attention, which_backend
+from inhibitor.errors import OperatorError
+from inhibitor.ops import operator, reference
+from tests.ops.cases import TOLERANCES, Arguments, Case, arguments, relative_error
+
+BACKENDS = ["torch", "reference"]
+NAN, INF = float("nan"), float("inf")
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
+
+
+Q = randn(2, 4, 3, 8)
+K = randn(2, 4, 5, 8)
+
+# name, arguments that differ from a good call, the argument that the error names, what it says was expected, what came
+BAD_CALLS = [
+    ("query a list", {"query": [[1.0]]}, "query", "a tensor", "list"),
+    ("key None", {"key": None}, "key", "a tensor", "NoneType"),
+    ("query of rank 3", {"query": Q[0]}, "query", "4 dimensions", "(4, 3, 8)"),
+    ("value of rank 5", {"value": K[None]}, "value", "4 dimensions", "(1, 2, 4, 5, 8)"),
+    ("sparse key", {"key": K.to_sparse()}, "key", "a dense tensor", "torch.sparse_coo"),
+    ("integers", {"query": Q.long(), "key": K.long(), "value": K.long()}, "query", "float64, float32", "torch.int64"),
+    ("complex value", {"value": K.to(torch.complex64)}, "value", "float64, float32", "torch.complex64"),
+    ("boolean key", {"key": K > 0}, "key", "float64, float32", "torch.bool"),
+    ("key of another dtype", {"key": K.double()}, "key", "query's dtype torch.float32", "torch.float64"),
+    ("value in half", {"value": K.half()}, "value", "query's dtype torch.float32", "torch.float16"),
+    ("value on another device", {"value": K.to("meta")}, "value", "query's device cpu", "meta"),
+    ("no feature", {"query": Q[..., :0], "key": K[..., :0]}, "query", "at least one feature", "(2, 4, 3, 0)"),
+    ("no value feature", {"value": K[..., :0]}, "value", "at least one feature", "(2, 4, 5, 0)"),
+    ("another head_dim", {"key": K[..., :7]}, "key", "query's head_dim 8", "(2, 4, 5, 7)"),
+    ("too few values", {"value": K[:, :, :4]}, "value", "each of the 5 keys", "(2, 4, 4, 8)"),
+    ("batch 3 for 2", {"key": randn(3, 4, 5, 8)}, "batch", "equal sizes, or 1", "2, 3 and 2"),
+    ("batch 0 for 2", {"key": K[:0], "value": K[:0]}, "batch", "equal sizes, or 1", "2, 0 and 0"),
+    ("other heads in value", {"value": K[:, :2]}, "value", "key's 4 heads", "2 heads"),
+    ("no heads in value", {"key": K[:, :1], "value": K[:, :0]}, "value", "query's 4 heads, or 1", "0 heads"),
+    ("grouped, not said", {"key": K[:, :2], "value": K[:, :2]}, "key", "query's 4 heads, or 1", "2 heads"),
+    ("three heads for four", {"key": K[:, :3], "value": K[:, :3]}, "key", "query's 4 heads, or 1", "3 heads"),
+    (
+        "three groups for four",
+        {"key": K[:, :3], "value": K[:, :3], "enable_gqa": True},
+        "key",
+        "a number of heads that divides query's 4",
+        "3 heads",
+    ),
+    ("no key heads", {"key": K[:, :0], "value": K[:, :0], "enable_gqa": True}, "key", "divides query's 4", "0 heads"),
+    ("additive mask", {"attn_mask": torch.zeros(3, 5)}, "attn_mask", "a boolean tensor", "torch.float32"),
+    ("mask of 0 and 1", {"attn_mask": torch.ones(3, 5).long()}, "attn_mask", "a boolean tensor", "torch.int64"),
+    ("mask a list", {"attn_mask": [True]}, "attn_mask", "a boolean tensor", "list"),
+    ("mask of (batch, keys)", {"attn_mask": torch.ones(2, 5) > 0}, "attn_mask", "(2, 4, 3, 5)", "(2, 5)"),
+    ("mask too wide", {"attn_mask": torch.ones(6) > 0}, "attn_mask", "(2, 4, 3, 5)", "(6,)"),
+    ("mask of rank 5", {"attn_mask": torch.ones(1, 1, 1, 1, 1) > 0}, "attn_mask", "(2, 4, 3, 5)", "(1, 1, 1, 1, 1)"),
+    ("mask elsewhere", {"attn_mask": torch.ones(5, device="meta") > 0}, "attn_mask", "query's device cpu", "meta"),
+    ("gamma for 3 heads", {"gamma": torch.ones(3)}, "gamma", "of shape (4,)", "torch.float32 of shape (3,)"),
+    ("gamma per row", {"gamma": torch.ones(4, 1, 1)}, "gamma", "of shape (4,)", "torch.float32 of shape (4, 1, 1)"),
+    ("eta of integers", {"eta": torch.ones(4).long()}, "eta", "floating-point tensor", "torch.int64"),
+    ("delta elsewhere", {"delta": torch.ones(4, device="meta")}, "delta", "query's device cpu", "meta"),
+    ("gamma a word", {"gamma": "one"}, "gamma", "a number or", "'one'"),
+    ("gamma None", {"gamma": None}, "gamma", "a number or", "None"),
+    ("delta a list", {"delta": [0.0] * 4}, "delta", "a number or", "[0.0, 0.0, 0.0, 0.0]"),
+    ("eta complex", {"eta": 1j}, "eta", "a number or", "1j"),
+    ("length_exponent for 5", {"length_exponent": torch.ones(5)}, "length_exponent", "of shape (4,)", "(5,)"),
+    ("scale a tensor", {"scale": torch.tensor(0.5)}, "scale", "a number or None", "tensor(0.5000)"),
+    ("scale a word", {"scale": "auto"}, "scale", "a number or None", "'auto'"),
+    ("mask for is_causal", {"is_causal": torch.ones(3, 5) > 0}, "is_causal", "True or False", "Tensor"),
+    ("is_causal None", {"is_causal": None}, "is_causal", "True or False", "NoneType"),
+    ("center a word", {"center": "mean"}, "center", "True or False", "str"),
+    ("signed a number", {"signed": 1.0}, "signed", "True or False", "float"),
+    ("unknown backend", {"backend": "tritn"}, "backend", "one of auto, torch, reference", "'tritn'"),
+    ("backend a list", {"backend": ["torch"]}, "backend", "one of auto, torch, reference", "['torch']"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "subject", "expected", "got"), [r[1:] for r in BAD_CALLS], ids=[r[0] for r in BAD_CALLS]
+)
+def test_a_bad_call_is_refused_by_name(changed, subject, expected, got):
+    with pytest.raises(OperatorError) as caught:
+        inhibitor_attention(**{"query": Q, "key": K, "value": K} | changed)
+    error = caught.value
+    assert isinstance(error, InhibitorError)
+    assert isinstance(error, ValueError)
+    assert error.subject == subject
+    assert expected in error.expected
+    assert got in error.got
+    assert len(error.remedy) > 10
+    assert str(error) == f"{subject}: expected {error.expected}, got {error.got}. {error.remedy}"
+    assert Path(caught.traceback[-1].path).name == "attention.py"  # said where the user enters, not in a deeper layer
+
+
+@pytest.mark.parametrize(
+    ("changed", "remedy"),
+    [
+        ({"attn_mask": torch.zeros(3, 5)}, "additive_mask == 0"),
+        ({"attn_mask": torch.ones(2, 5) > 0}, "mask[:, None, None, :]"),
+        ({"key": K[:, :2], "value": K[:, :2]}, "enable_gqa=True"),
+        ({"backend": "tritn"}, "Known: auto, torch, reference."),
+        ({"backend": "torhc"}, "Did you mean 'torch'?"),
+    ],
+    ids=["additive mask", "padding mask", "grouped heads", "far name", "near name"],
+)
+def test_the_remedy_is_what_to_write(changed, remedy):
+    with pytest.raises(OperatorError, match=re.escape(remedy)):
+        inhibitor_attention(**{"query": Q, "key": K, "value": K} | changed)
+
+
+def test_auto_can_be_asked_what_it_uses_and_why():
+    choice = which_backend(Q)
+    assert choice.name == "torch"
+    assert choice.reason == "the PyTorch backend serves every device; no native kernel for cpu is installed"
+    assert which_backend() == choice
+    assert "for meta " in which_backend(Q.to("meta")).reason
+
+
+@pytest.mark.parametrize("name", ["auto", "torch", "reference"])
+def test_the_backend_that_was_asked_for_runs(name, monkeypatch):
+    ran: list[str] = []
+
+    for label, module in (("torch", operator), ("reference", reference)):
+        run = module.attention
+
+        def watched(*args, run=run, label=label):
+            ran.append(label)
+            return run(*args)
+
+        monkeypatch.setattr(module, "attention", watched)
+
+    inhibitor_attention(Q, K, K, backend=name)
+    assert ran == [which_backend(Q).name if name == "auto" else name]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("parameter", [1.5, torch.tensor(1.5), torch.ones(4, dtype=torch.float64)], ids=str)
+def test_the_result_has_the_dtype_of_query(dtype, backend, parameter):
+    query, key = Q.to(dtype), K.to(dtype)
+    names = ("gamma", "eta", "delta", "length_exponent")
+    result = inhibitor_attention(query, key, key, backend=backend, **dict.fromkeys(names, parameter))
+    assert (result.dtype, tuple(result.shape)) == (dtype, (2, 4, 3, 8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_and_heads_of_size_one_are_broadcast(backend):
+    full = inhibitor_attention(Q, K[:1, :1].expand(2, 4, -1, -1), K[:, :1].expand(-1, 4, -1, -1), backend=backend)
+    assert torch.equal(inhibitor_attention(Q, K[:1, :1], K[:, :1], backend=backend), full)
+    one_query = inhibitor_attention(Q[:1], K, K, backend=backend)
+    assert torch.equal(one_query, inhibitor_attention(Q[:1].expand(2, -1, -1, -1), K, K, backend=backend))
+    assert torch.equal(
+        inhibitor_attention(Q, K[:, :2], K[:, :1], enable_gqa=True, backend=backend),
+        inhibitor_attention(Q, K[:, :2], K[:, :1].expand(-1, 2, -1, -1), enable_gqa=True, backend=backend),
+    )
+
+
+EMPTY = {
+    "no batch": ((0, 4, 3, 8), (0, 4, 5, 8)),
+    "no batch in query": ((0, 4, 3, 8), (1, 4, 5, 8)),
+    "no batch in key": ((1, 4, 3, 8), (0, 4, 5, 8)),
+    "no heads": ((2, 0, 3, 8), (2, 0, 5, 8)),
+    "no query heads": ((2, 0, 3, 8), (2, 1, 5, 8)),
+    "no queries": ((2, 4, 0, 8), (2, 4, 5, 8)),
+    "no keys": ((2, 4, 3, 8), (2, 4, 0, 8)),
+    "neither": ((2, 4, 0, 8), (2, 4, 0, 8)),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", ["full", "causal", "padding"])
+@pytest.mark.parametrize(("query", "key"), EMPTY.values(), ids=EMPTY)
+def test_empty_inputs_give_zeros_and_zero_gradients(query, key, masked, backend):
+    query, key = randn(*query).requires_grad_(), randn(*key).requires_grad_()
+    value = randn(*key.shape[:3], 6).requires_grad_()
+    heads = query.shape[1]
+    names = ("gamma", "eta", "delta", "length_exponent")
+    leaves = {"query": query, "key": key, "value": value}
+    leaves |= {name: torch.full((heads,), 0.5, requires_grad=True) for name in names}
+    mask = torch.ones(key.shape[2], dtype=torch.bool) if masked == "padding" else None
+    result = Arguments(leaves, {"attn_mask": mask, "is_causal": masked == "causal"})(backend)
+    batch = 0 if 0 in (query.shape[0], key.shape[0]) else query.shape[0]
+    assert result.shape == (batch, heads, query.shape[2], 6)
+    assert not result.any()
+    torch.autograd.backward(result.sum())
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+# What hides all of the keys 2 and 5 in batch 1, and leaves enough else to see.
+def hiding(kind: str) -> tuple[Case, torch.Tensor]:
+    case = Case(2, 4, 2, 5, 7, 3, 4, parameters="per head", is_causal="causal" in kind)
+    allowed = torch.ones(2, 4, 5, 7, dtype=torch.bool)
+    if "arbitrary" in kind:
+        allowed = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(1)) < 0.7
+    allowed[1, :, :, [2, 5]] = False
+    return case, allowed[:, :1, :1] if "padding" in kind else allowed
+
+
+HIDING = ["padding", "arbitrary", "padding and causal", "arbitrary and causal"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30], ids=str)
+@pytest.mark.parametrize("kind", HIDING)
+@pytest.mark.parametrize("options", [{}, {"center": False}, {"signed": False}], ids=["plain", "uncentred", "unsigned"])
+def test_what_lies_in_keys_that_none_may_see_changes_no_bit(options, kind, garbage, backend):
+    case, allowed = hiding(kind)
+    given, grad = arguments(case, torch.float32)
+    given.options.update(options, attn_mask=allowed)
+
+    def filled(number: float) -> dict[str, torch.Tensor]:
+        tensors = {name: tensor.clone() for name, tensor in given.tensors.items()}
+        for name in ("key", "value"):
+            tensors[name][1, :, [2, 5]] = number
+        return Arguments(tensors, given.options).with_gradients(grad, backend)
+
+    found, expected = filled(garbage), filled(0.0)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert tensor.isfinite().all()
+    assert not found["key"][1, :, [2, 5]].any()
+    assert not found["value"][1, :, [2, 5]].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("garbage", [NAN, INF, 1e30], ids=str)
+def test_keys_after_the_last_query_are_hidden_by_the_causal_rule(garbage, backend):
+    given, grad = arguments(Case(1, 2, 2, 3, 6, 3, 4, is_causal=True), torch.float32)
+
+    def filled(number: float) -> dict[str, torch.Tensor]:
+        tensors = {name: tensor.clone() for name, tensor in given.tensors.items()}
+        tensors["key"][:, :, 3:] = tensors["value"][:, :, 3:] = number
+        return Arguments(tensors, given.options).with_gradients(grad, backend)
+
+    found, expected = filled(garbage), filled(0.0)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("kind", HIDING)
+def test_what_is_not_finite_reaches_all_that_may_see_it_and_nothing_else(kind, name, garbage, backend):
+    case, allowed = hiding(kind)
+    given, _ = arguments(case, torch.float32)
+    options = given.options | {"attn_mask": allowed}
+    clean = Arguments(given.tensors, options)(backend)
+    tensors = given.tensors | {name: given.tensors[name].clone()}
+    tensors["eta"] = torch.ones(4)  # ∞ · 0 is another matter
+    clean = Arguments(given.tensors | {"eta": torch.ones(4)}, options)(backend)
+
+    sees = allowed.expand(2, 4, 5, 7) & (torch.ones(5, 7, dtype=torch.bool).tril() if case.is_causal else True)
+    reached = torch.zeros(2, 4, 5, 4, dtype=torch.bool)
+    if name == "query":
+        tensors[name][0, 1, 3, 2] = garbage
+        reached[0, 1, 3] = sees[0, 1, 3].any()
+    else:
+        tensors[name][0, 1, 3, 2] = garbage  # key head 1 serves heads 2 and 3
+        features = slice(None) if name == "key" else slice(2, 3)
+        reached[0, 2:, :, features] = sees[0, 2:, :, 3, None]
+    assert reached.any()
+
+    found = Arguments(tensors, options)(backend)
+    assert torch.equal(~found.isfinite(), reached)
+    assert torch.equal(found[~reached], clean[~reached])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gamma", "eta", "delta", "length_exponent"])
+def test_a_parameter_that_is_nan_reaches_its_head_only(name, backend):
+    given, _ = arguments(Case(2, 4, 4, 3, 5, 3, 4, parameters="per head"), torch.float32)
+    clean = given(backend)
+    given.tensors[name][2] = NAN
+    found = given(backend)
+    assert found[:, 2].isnan().all()
+    assert torch.equal(found[:, [0, 1, 3]], clean[:, [0, 1, 3]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_centring_an_infinitely_far_key_is_inhibited_whole(backend):
+    key = K.clone()
+    key[:, :, 2, 0] = INF
+    found = inhibitor_attention(Q, key, K, center=False, backend=backend)
+    seen = torch.arange(5) != 2
+    expected = inhibitor_attention(Q, K, K, center=False, attn_mask=seen, backend="reference")
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["mask", "mask and causal"])
+def test_a_query_that_sees_no_key_gets_zero_and_passes_no_gradient_back(is_causal, backend):
+    case = Case(2, 4, 2, 5, 7, 3, 4, mask="bhqk", is_causal=is_causal, parameters="per head")
+    given, grad = arguments(case)
+    allowed = given.options["attn_mask"]
+    allowed[0] = allowed[:, :, 2] = allowed[1, 1:3, 4] = False
+    if is_causal:
+        allowed[:, :, 1, :2] = False  # sees keys 2 to 6 by the mask, 0 and 1 by the causal rule
+        allowed[:, :, 1, 2:] = True
+    sees = (allowed & torch.ones(5, 7, dtype=torch.bool).tril()) if is_causal else allowed
+    blind = ~sees.any(-1)
+    assert not blind.all()
+
+    found = given.with_gradients(grad, backend)
+    assert torch.equal(found["output"][blind], torch.zeros_like(found["output"][blind]))
+    assert found["output"][~blind].any(-1).float().mean() > 0.5
+    assert torch.equal(found["query"][blind], torch.zeros_like(found["query"][blind]))
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert not found["key"][0].any()
+    assert not found["value"][0].any()
+    quiet = given.with_gradients(grad.masked_fill(blind.unsqueeze(-1), 0), backend)
+    assert all(torch.equal(found[name], quiet[name]) for name in found)
+
+
+def test_a_padded_batch_equals_its_rows_unpadded():
+    """RELIABILITY, trap 1, at the level of the operator: every row with as many keys and queries as it has."""
+    given, _ = arguments(Case(3, 2, 2, 8, 8, 4, 4, parameters="per head"))
+    lengths = (8, 5, 1)
+    padding = torch.arange(8) < torch.tensor(lengths).view(3, 1, 1, 1)
+    for is_causal in (False, True):
+        options = given.options | {"is_causal": is_causal}
+        padded = Arguments(given.tensors, options | {"attn_mask": padding})()
+        for row, length in enumerate(lengths):
+            cut = {name: t[row : row + 1, :, :length] if t.dim() == 4 else t for name, t in given.tensors.items()}
+            alone = Arguments(cut, options)()
+            assert relative_error(padded[row : row + 1, :, :length], alone) <= TOLERANCES["float64"]
