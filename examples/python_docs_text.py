@@ -8,7 +8,6 @@ A few paragraphs per topic, parted by blank lines: enough to try a distillation 
 import re
 import sys
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 MARKUP = re.compile(r"[*`_=^~\-]{2,}|[*`|]")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-WORDS = "the film is was a good bad great dull fine not plot and it i".split()
+WORDS = ["the", "film", "is", "was", "a", "good", "bad", "great", "dull", "fine", "not", "plot", "and", "it", "i"]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Calibration: finds parameters that made the data, and never ends worse than it began."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def error(attention, tapped):
 
 @pytest.mark.parametrize("per", ["head", "layer"])
 def test_recovers_what_made_the_data(per):
-    true = {"gamma": 1.0, "eta": 1.7, "delta": 0.5, "length_exponent": 0.8}
+    true: dict[str, Any] = {"gamma": 1.0, "eta": 1.7, "delta": 0.5, "length_exponent": 0.8}
     tapped = list(samples(lambda q, k, v: inhibitor_attention(q, k, v, **true)))
     attention = InhibitorAttention(InhibitorConfig(per=per), HEADS)
     calibrate(attention, tapped)

@@ -25,6 +25,7 @@ def test_a_perfect_student_has_no_loss_and_no_gradient():
     loss = context_mse(student, teacher, torch.ones(2, 3))
     loss.backward()
     assert loss.item() == 0
+    assert student.grad is not None
     assert not student.grad.any()
 
 
@@ -36,6 +37,7 @@ def test_padding_never_counts(poison):
     loss = hidden_states_mse([student], [teacher], mask)
     loss.backward()
     assert loss.item() == pytest.approx(hidden_states_mse([clean], [teacher], mask).item())
+    assert student.grad is not None
     assert torch.isfinite(student.grad).all()
     assert not student.grad[~mask.bool()].any()
 
@@ -51,6 +53,7 @@ def test_an_empty_batch_costs_nothing():
     loss = hidden_states_mse([states], [torch.zeros(1, 3, 4)], torch.zeros(1, 3))
     loss.backward()
     assert loss.item() == 0
+    assert states.grad is not None
     assert not states.grad.any()
 
 

@@ -254,11 +254,11 @@ def test_uninitialised_memory_does_not_show(poison, cut, monkeypatch):
     assert poured
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages made under it that are still alive, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self.seen: set[int] = set()
 

@@ -14,7 +14,7 @@ def run(
     output: Annotated[Path, typer.Option(help="The run's folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder in the hub's layout; the hub itself by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the head, the order and the dropout.")] = 0,
-    epochs: Annotated[float | None, typer.Option(help="The task's own by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="The task's own by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The task's own by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="The task's own by default.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row; the task's own by default.")] = None,

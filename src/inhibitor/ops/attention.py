@@ -204,7 +204,10 @@ def _check_choices(*, backend: object, **flags: object) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool | torch.SymBool):
             raise OperatorError(
-                name, expected="True or False", got=type(flag).__name__, remedy="Pass a bool; a mask belongs in attn_mask."
+                name,
+                expected="True or False",
+                got=type(flag).__name__,
+                remedy="Pass a bool; a mask belongs in attn_mask.",
             )
     if backend not in get_args(Backend):
         raise OperatorError(

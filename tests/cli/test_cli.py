@@ -1,0 +1,113 @@
+"""The command line as a user meets it: real verbs on a tiny model, and one sentence for each mistake."""
+
+import json
+import sys
+
+import pytest
+
+from inhibitor.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _no_bars(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run ``inhibitor`` with arguments; exit status, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inhibitor", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_from_conversion_to_report(cli, tiny_bert, tmp_path):
+    student = tmp_path / "student"
+    status, out, _ = cli("convert", "--model", tiny_bert, "--output", student, "--layers", "0,1", "--per", "layer")
+    assert status == 0
+    assert "InhibitorBertForSequenceClassification, inhibitor attention in layers [0, 1]" in out
+
+    for name, model in (("teacher", tiny_bert), ("student", student)):
+        options = ("--task", "reviews", "--output", tmp_path / f"run-{name}", "--epochs", "1", "--batch-size", "32")
+        status, out, _ = cli("finetune", "--model", model, *options)
+        assert status == 0
+        assert (tmp_path / f"run-{name}" / "report.html").is_file()
+        assert (tmp_path / f"run-{name}" / "curves.png").is_file()
+
+    status, out, _ = cli("evaluate", "--model", tmp_path / "run-student" / "model", "--task", "reviews")
+    finetuned = json.loads((tmp_path / "run-student" / "metrics.json").read_text())
+    assert status == 0
+    assert json.loads(out)["scores"] == finetuned["scores"]
+
+    page = tmp_path / "page.html"
+    status, out, _ = cli("report", tmp_path / "run-teacher", tmp_path / "run-student", "--output", page)
+    assert status == 0
+    assert page.read_text().startswith("<!doctype html>") or page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_distill_from_a_recipe(cli, tiny_bert, tmp_path):
+    text = tmp_path / "text.txt"
+    words = ["the", "film", "is", "was", "a", "good", "bad", "great", "dull", "fine", "not", "plot", "and", "it", "i"]
+    text.write_text("\n\n".join(" ".join(words[(i * j) % 15] for j in range(1, 13)) for i in range(1, 300)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {tiny_bert}\noutput: {tmp_path / 'run'}\ntext: {{files: [{text}], max_length: 16}}\n"
+        "stages:\n- {kind: full, tokens: 1000, batch_size: 4}\nvalidation_sequences: 2\n"
+    )
+    status, out, _ = cli("distill", recipe, "seed=3", "stages.0.tokens=128")
+    assert status == 0
+    assert "report.html" in out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.json", "model", "report.html", "attention.png"} <= names
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["seed"] == 3
+
+
+def test_info_names_versions_and_backend(cli):
+    status, out, _ = cli("info")
+    assert status == 0
+    assert "transformers" in out
+    assert "attention backend" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("distill nowhere.yaml", "nowhere.yaml"),
+        ("finetune --model minilm --task colla --output x", "Did you mean 'cola'"),
+        ("evaluate --model minilm --task sst3", "Did you mean 'sst2'"),
+        ("evaluate --model no/model/here --task reviews", "no/model/here"),
+        ("evaluate --model ./nowhere --task reviews", "nowhere"),
+        ("evaluate --model {tiny} --task reviews --data {empty}", "reviews"),
+        ("convert --model {tiny} --output {full}", "new or empty"),
+        ("convert --model {tiny} --output {new} --layers one", "--layers"),
+        ("convert --model {tiny} --output {new} --layers 5", "layers"),
+        ("convert --model {tiny} --output {new} --per token", "per"),
+        ("convert --model {empty} --output {new}", "config.json"),
+        ("finetune --model {tiny} --task cola --data {empty} --output {new}", "cola"),
+        ("finetune --model {tiny} --task reviews --output {full}", "new or empty folder"),
+        ("report {empty}", "metrics.json"),
+        ("report", "Missing argument"),
+        ("convrt", "No such command"),
+        ("finetune --tusk cola", "No such option"),
+        ("finetune --model {tiny} --task reviews --output {new} --seed x", "Invalid value"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(cli, tiny_bert, tmp_path, arguments, words):
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    places = {name: tmp_path / name for name in ("empty", "full", "new")}
+    status, _, err = cli(*arguments.format(tiny=tiny_bert, **places).split())
+    assert status == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "new").exists()
