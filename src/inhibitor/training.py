@@ -73,7 +73,12 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
 def on_this_machine() -> dict[str, Any]:
     """Training arguments that depend on the machine and on nothing a user asked for."""
     accelerated = torch.accelerator.is_available()
-    return {"use_cpu": not accelerated, "dataloader_pin_memory": accelerated, "report_to": "none"}
+    return {
+        "use_cpu": not accelerated,  # bfloat16 is refused on a CPU that was not asked for
+        "dataloader_pin_memory": accelerated,
+        "disable_tqdm": False,  # or a quiet log level would take the bar away
+        "report_to": "none",
+    }
 
 
 def last_checkpoint(folder: Path) -> str | None:

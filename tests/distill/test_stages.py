@@ -25,7 +25,8 @@ def trained(objective):
 
 
 def test_layerwise_trains_one_layers_attention_only():
-    names = trained(LayerObjective(student, teacher, 1))
+    student, teacher = pair()
+    names = trained(LayerObjective(student, teacher, layer=1))
     attention = "student.encoder.layer.1.attention.self."
     parts = {f"{p}.{kind}" for p in ("query", "key", "value") for kind in ("weight", "bias")}
     parts |= {f"inhibitor.{p}" for p in ("gamma", "eta", "delta", "length_exponent")}

@@ -86,7 +86,7 @@ TASKS = {
             epochs=4,
             batch_size=32,
         ),
-        Task("reviews", ("sentence",), ("negative", "positive"), repository=""),
+        Task("reviews", ("sentence",), ("negative", "positive"), repository="", epochs=5, learning_rate=1e-4),
     )
 }
 """The nine GLUE tasks, IMDb, and the small set of reviews shipped with the package, by name."""

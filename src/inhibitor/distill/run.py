@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from inhibitor.data import corpus
@@ -118,7 +119,8 @@ class _Distillation:
             for inputs in batch
             for length in (*cuts, whole)
         ]
-        for layer, attention in inhibitor_layers(self.student).items():
+        layers = inhibitor_layers(self.student).items()
+        for layer, attention in tqdm(layers, desc="calibrated, layers", dynamic_ncols=True):
             calibrate(attention, [tapped[layer] for tapped in taps])
 
     def _state(self, name: str) -> None:

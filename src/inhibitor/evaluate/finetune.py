@@ -28,7 +28,7 @@ from inhibitor.errors import ModelError
 from inhibitor.evaluate.evaluate import Logits, attention_of, check_pair, headline, padding, score
 from inhibitor.models.loading import load_pretrained
 from inhibitor.runs import METRICS, Run
-from inhibitor.training import FiniteTrainer, last_checkpoint
+from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine
 
 CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.json"
 
@@ -199,15 +199,13 @@ def _arguments(config: FinetuneConfig, task: Task, folder: Path) -> TrainingArgu
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
         bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is only a CPU
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,  # the sampler reads "length", which the collator leaves out
         include_num_input_tokens_seen="non_padding",
         logging_steps=0.01,
         save_strategy="epoch",
         save_total_limit=1,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        **on_this_machine(),
     )
 
 
