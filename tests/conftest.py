@@ -4,6 +4,8 @@ import os
 import string
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests run side by side
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer

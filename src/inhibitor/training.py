@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -68,6 +69,11 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
     ) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+
+def processes() -> PartialState:
+    """The processes of this run: one, or those that ``accelerate launch`` or ``torchrun`` started."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def on_this_machine() -> dict[str, Any]:

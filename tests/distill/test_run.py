@@ -1,6 +1,8 @@
 """The whole run: it learns, resumes to the same bits, and refuses what it cannot use before it starts."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,3 +133,22 @@ def test_text_that_is_not_utf8_is_refused(recipe, tmp_path):
     recipe["text"]["files"] = [str(path)]
     with pytest.raises(InhibitorError, match="UTF-8"):
         distill(DistillConfig.parse(recipe))
+
+
+def test_two_processes_train_one_student(recipe, tmp_path):
+    single = DistillConfig.parse(recipe)
+    expected = distill(single)["states"]
+
+    recipe["output"] = str(tmp_path / "double")
+    for stage in recipe["stages"]:
+        stage["batch_size"] //= 2  # of each process
+    double = DistillConfig.parse(recipe)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(double.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "inhibitor"]
+    result = subprocess.run([*command, "distill", str(file)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((double.output / "metrics.json").read_text())["states"]
+    assert [state["name"] for state in found] == [state["name"] for state in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-3)

@@ -1,6 +1,7 @@
 """Floor 5, the user's room: one file per verb."""
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -26,6 +27,20 @@ def main() -> None:
     except InhibitorError as error:
         print(f"inhibitor: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def show(run: Path) -> None:
+    """Print a finished run's table and write its page; with several processes, once."""
+    from rich.console import Console
+
+    from inhibitor.report import summarise, to_rich, write_report
+    from inhibitor.runs import REPORT
+    from inhibitor.training import processes
+
+    if processes().is_main_process:
+        console = Console()
+        console.print(to_rich(summarise([run])))
+        console.print(f"Report: {write_report([run], run / REPORT)}", soft_wrap=True)
 
 
 def quiet() -> None:

@@ -19,15 +19,9 @@ def run(
 
     recipe = DistillConfig.load(config, overrides or [])
 
-    from rich.console import Console
-
-    from inhibitor.cli import quiet
+    from inhibitor.cli import quiet, show
     from inhibitor.distill.run import distill
-    from inhibitor.report import summarise, to_rich, write_report
-    from inhibitor.runs import REPORT
 
     quiet()
     distill(recipe)
-    console = Console()
-    console.print(to_rich(summarise([recipe.output])))
-    console.print(f"Report: {write_report([recipe.output], recipe.output / REPORT)}", soft_wrap=True)
+    show(recipe.output)

@@ -25,12 +25,8 @@ def run(
 
     get_task(task)
 
-    from rich.console import Console
-
-    from inhibitor.cli import quiet
+    from inhibitor.cli import quiet, show
     from inhibitor.evaluate.finetune import FinetuneConfig, finetune
-    from inhibitor.report import summarise, to_rich, write_report
-    from inhibitor.runs import REPORT
 
     config = FinetuneConfig.parse(
         {
@@ -49,6 +45,4 @@ def run(
     )
     quiet()
     finetune(config)
-    console = Console()
-    console.print(to_rich(summarise([output])))
-    console.print(f"Report: {write_report([output], output / REPORT)}", soft_wrap=True)
+    show(output)

@@ -20,7 +20,8 @@ from inhibitor.errors import ModelError
 from inhibitor.models.attention import TEACHER, contexts, inhibitor_layers
 from inhibitor.models.convert import convert
 from inhibitor.models.loading import load_pretrained
-from inhibitor.runs import Run
+from inhibitor.runs import METRICS, Run
+from inhibitor.training import processes
 
 STAGES, PROGRESS, CHECKPOINTS = "stages", "progress.json", "checkpoints"
 MEASURE_BATCH = 16
@@ -38,7 +39,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """
     corpus.check(config.text)
     tokenizer, teacher = _load_teacher(config)
-    run = Run.start(config.output, config)
+    with processes().main_process_first():
+        run = Run.start(config.output, config)
     if run.finished:
         return run.metrics()
     set_seed(config.seed)
@@ -66,7 +68,10 @@ class _Distillation:
         self, run: Run, config: DistillConfig, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel
     ) -> None:
         self.run, self.config, self.tokenizer, self.teacher = run, config, tokenizer, teacher
-        self.student = convert(load_pretrained(AutoModel, config.teacher, dtype=torch.float32), config.inhibitor).eval()
+        self.processes = processes()
+        self.teacher.to(self.processes.device)
+        softmax = load_pretrained(AutoModel, config.teacher, dtype=torch.float32)
+        self.student = convert(softmax, config.inhibitor).eval().to(self.processes.device)
         held_out = corpus.packed(config.text, tokenizer, config.seed, held_out=True)
         self.validation = self._batches(held_out, config.validation_sequences)
         self.progress: dict[str, Any] = {"states": [], "stages": [], "parameters": {}, "weights": None}
@@ -103,11 +108,13 @@ class _Distillation:
             history = train(objective, stage, blocks, self.config.text.max_length, self.config.seed, folder, title)
             record["seconds"] += time.perf_counter() - started
             record["history"] += [{**entry, "layer": layer} for entry in history]
-            step = stage.batch_size * stage.gradient_accumulation * self.config.text.max_length
+            blocks_per_step = stage.batch_size * stage.gradient_accumulation * self.processes.num_processes
+            step = blocks_per_step * self.config.text.max_length
             record["tokens"] += stage.tokens // step * step
             record["units"] = unit + 1
             self._save(f"{name}-{unit}")
-            shutil.rmtree(folder, ignore_errors=True)
+            if self.processes.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _calibrate(self, calibration: CalibrationConfig) -> None:
         blocks = corpus.packed(self.config.text, self.tokenizer, self.config.seed)
@@ -138,15 +145,17 @@ class _Distillation:
 
     def _save(self, name: str) -> None:
         """Weights first, then the progress that names them, then away with those it no longer names."""
-        folder = self.run.path / STAGES / name
-        self.student.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
         self.progress["weights"] = name
-        self.run.write_json(PROGRESS, self.progress)
-        kept = {name, *(state["name"] for state in self.progress["states"])}
-        for other in (self.run.path / STAGES).iterdir():
-            if other.name not in kept:
-                shutil.rmtree(other)
+        if self.processes.is_main_process:
+            folder = self.run.path / STAGES / name
+            self.student.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            self.run.write_json(PROGRESS, self.progress)
+            kept = {name, *(state["name"] for state in self.progress["states"])}
+            for other in (self.run.path / STAGES).iterdir():
+                if other.name not in kept:
+                    shutil.rmtree(other)
+        self.processes.wait_for_everyone()
 
     def _resume(self) -> None:
         path = self.run.path / PROGRESS
@@ -156,9 +165,6 @@ class _Distillation:
             self.student.load_state_dict(weights)
 
     def _finish(self) -> dict[str, Any]:
-        final = self.run.path / STAGES / self.progress["weights"]
-        shutil.rmtree(self.run.model, ignore_errors=True)
-        shutil.copytree(final, self.run.model)
         stages = [
             {
                 "name": stage["name"],
@@ -183,14 +189,21 @@ class _Distillation:
             "parameters": self.progress["parameters"],
             "attention": measure.attention_example(self.student, self.teacher, self.tokenizer, self.config.example),
         }
-        self.run.write_json("metrics.json", metrics)
-        shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
-        (self.run.path / PROGRESS).unlink()
+        if self.processes.is_main_process:
+            shutil.rmtree(self.run.model, ignore_errors=True)
+            shutil.copytree(self.run.path / STAGES / self.progress["weights"], self.run.model)
+            self.run.write_json(METRICS, metrics)
+            shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
+            (self.run.path / PROGRESS).unlink()
+        self.processes.wait_for_everyone()
         return metrics
 
     def _batches(self, blocks: Any, count: int) -> list[dict[str, Tensor]]:
         rows = list(blocks.take(count))
         return [
-            {name: torch.tensor([row[name] for row in part]) for name in ("input_ids", "attention_mask")}
+            {
+                name: torch.tensor([row[name] for row in part], device=self.processes.device)
+                for name in ("input_ids", "attention_mask")
+            }
             for part in (rows[start : start + MEASURE_BATCH] for start in range(0, count, MEASURE_BATCH))
         ]

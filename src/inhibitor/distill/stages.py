@@ -12,7 +12,7 @@ from inhibitor.distill.losses import context_mse, hidden_states_mse
 from inhibitor.distill.recipe import FullStage, LayerwiseStage, StageConfig
 from inhibitor.models.attention import contexts, inhibitor_layers
 from inhibitor.models.families import attention_modules, family_of
-from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine
+from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine, processes
 
 
 class Objective(nn.Module):
@@ -113,8 +113,8 @@ def train(
         The logged steps: ``{"step", "loss"}``.
     """
     objective.unfreeze()
-    devices = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    steps = max(1, stage.tokens // (stage.batch_size * stage.gradient_accumulation * block_length * devices))
+    blocks_per_step = stage.batch_size * stage.gradient_accumulation * processes().num_processes
+    steps = max(1, stage.tokens // (blocks_per_step * block_length))
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,

@@ -28,7 +28,7 @@ from inhibitor.errors import ModelError
 from inhibitor.evaluate.evaluate import Logits, attention_of, check_pair, headline, padding, score
 from inhibitor.models.loading import load_pretrained
 from inhibitor.runs import METRICS, Run
-from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine
+from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine, processes
 
 CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.json"
 
@@ -89,7 +89,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     labelled = load_task(task, config.data)
     max_length = config.max_length or task.max_length
     tokenizer, model = _open(config, task, max_length)
-    run = Run.start(config.output, config)
+    with processes().main_process_first():
+        run = Run.start(config.output, config)
     encoded, truncated = encode(labelled, tokenizer, max_length)
     train = encoded.pop(labelled.splits["train"].name)
     trainer = FiniteTrainer(
@@ -104,9 +105,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=last_checkpoint(run.path / CHECKPOINTS))
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     scores, logits = score(model, tokenizer, task, encoded)
-    model.save_pretrained(run.model)
-    tokenizer.save_pretrained(run.model)
-    run.write_json(PREDICTIONS, _predictions(labelled, logits))
     state = trainer.state
     finished = [entry for entry in state.log_history if "seconds" in entry]
     seconds = sum(entry["seconds"] for entry in finished)
@@ -127,8 +125,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": state.num_input_tokens_seen / seconds,
     }
-    run.write_json(METRICS, metrics)
-    shutil.rmtree(run.path / CHECKPOINTS)
+    if processes().is_main_process:
+        model.save_pretrained(run.model)
+        tokenizer.save_pretrained(run.model)
+        run.write_json(PREDICTIONS, _predictions(labelled, logits))
+        run.write_json(METRICS, metrics)
+        shutil.rmtree(run.path / CHECKPOINTS)
+    processes().wait_for_everyone()
     return metrics
 
 
