@@ -146,7 +146,7 @@ def test_two_processes_train_one_student(recipe, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(double.to_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "inhibitor"]
-    result = subprocess.run([*command, "distill", str(file)], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "distill", str(file)], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads((double.output / "metrics.json").read_text())["states"]
     assert [state["name"] for state in found] == [state["name"] for state in expected]

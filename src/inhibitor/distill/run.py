@@ -163,6 +163,7 @@ class _Distillation:
             self.progress = json.loads(path.read_text(encoding="utf-8"))
             weights = load_file(self.run.path / STAGES / self.progress["weights"] / "model.safetensors")
             self.student.load_state_dict(weights)
+        self.processes.wait_for_everyone()  # all have read what was there before any writes on
 
     def _finish(self) -> dict[str, Any]:
         stages = [
