@@ -14,7 +14,7 @@ def test_tasks_are_the_nine_of_glue_imdb_and_the_shipped_reviews():
 
 def test_hyper_parameters_are_the_authors():
     epochs = {"mnli": 5, "qnli": 5, "sst2": 5, "qqp": 3, "imdb": 4}
-    for task in TASKS.values():
+    for task in (task for task in TASKS.values() if task.name != "reviews"):  # which is ours
         assert task.epochs == epochs.get(task.name, 10)
         assert task.learning_rate == (4e-5 if task.name == "stsb" else 2e-5)
         assert (task.max_length, task.batch_size) == ((512, 32) if task.name == "imdb" else (128, 16))
