@@ -13,9 +13,8 @@ inhibitor distill recipes/quickstart.yaml
 echo "3/5  fine-tune the teacher on 480 short reviews"
 inhibitor finetune --model minilm --task reviews --output $runs/teacher
 
-echo "4/5  fine-tune the student on the same, and the converted model as it was before distillation"
+echo "4/5  fine-tune the student on the same"
 inhibitor finetune --model $runs/distill/model --task reviews --output $runs/student
-inhibitor finetune --model $runs/distill/stages/converted --task reviews --output $runs/converted
 
 echo "5/5  side by side"
-inhibitor report $runs/distill $runs/teacher $runs/student $runs/converted --output $runs/report.html
+inhibitor report $runs/distill $runs/teacher $runs/student --output $runs/report.html
