@@ -16,8 +16,8 @@ class InhibitorConfig(Config):
         gamma: Initial γ, the slope of the score.
         eta: Initial η, the scale of the result.
         delta: Initial δ, the shift of the centred score.
-        length_exponent: Initial ρ. 0 is the paper's sum over keys; at 1, a mean, an untrained student is a
-            thousand times nearer to its teacher.
+        length_exponent: Initial ρ. 0 is the paper's sum over keys; 1 is a mean over them, as softmax takes one, and
+            starts nearer to the teacher.
         center: Whether the row's mean is subtracted from the scores.
         signed: Whether values are inhibited towards zero from both sides.
     """
