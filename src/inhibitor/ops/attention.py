@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError, suggestion
-from inhibitor.ops import masks, operator, reference
+from inhibitor.ops import cpu, masks, operator, reference
 
-Backend = Literal["auto", "torch", "reference"]
+Backend = Literal["auto", "cpu", "torch", "reference"]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -21,15 +21,29 @@ class BackendChoice:
     reason: str
 
 
-def which_backend(query: Tensor | None = None) -> BackendChoice:
-    """Say which backend ``auto`` picks for tensors like ``query`` (default: float32 on the CPU), and why.
+def which_backend(query: Tensor | None = None, value: Tensor | None = None) -> BackendChoice:
+    """Say which backend ``auto`` picks for tensors like these (default: float32 on the CPU, head_dim 64), and why.
 
     Example:
-        >>> which_backend().name
-        'torch'
+        >>> which_backend(torch.zeros(1, 1, 8, 64, dtype=torch.float64))
+        BackendChoice(name='torch', reason='the native kernels do not take torch.float64')
     """
-    place = "cpu" if query is None else query.device.type
-    return BackendChoice("torch", f"the PyTorch backend serves every device; no native kernel for {place} is installed")
+    query = torch.empty(1, 1, 1, 64) if query is None else query
+    missing = _why_not_cpu(query, query if value is None else value)
+    if missing:
+        return BackendChoice("torch", missing)
+    return BackendChoice("cpu", f"native kernels for {cpu.instruction_set()}")
+
+
+def _why_not_cpu(query: Tensor, value: Tensor) -> str:
+    """What keeps the native kernels from such tensors; empty if nothing does."""
+    if query.device.type != "cpu":
+        return f"there is no native kernel for {query.device.type}"
+    if query.dtype not in cpu.DTYPES:
+        return f"the native kernels do not take {query.dtype}"
+    if max(query.shape[-1], value.shape[-1]) > cpu.LARGEST_DIM:
+        return f"the native kernels take head_dim and value_dim up to {cpu.LARGEST_DIM}"
+    return "" if cpu.INSTALLED else "the package was installed without its native kernels"
 
 
 def inhibitor_attention(
@@ -75,8 +89,8 @@ def inhibitor_attention(
         is_causal: Query i sees keys 0 to i only, besides ``attn_mask``.
         scale: Factor of the distance; 1/√head_dim if None.
         enable_gqa: Let each key head serve heads ÷ key heads query heads.
-        backend: ``"torch"`` runs in blocks on every device, ``"reference"`` is the equations written out,
-            ``"auto"`` is what ``which_backend`` says.
+        backend: ``"cpu"`` runs the native kernels, ``"torch"`` runs in blocks on every device, ``"reference"`` is the
+            equations written out, ``"auto"`` is what ``which_backend`` says.
 
     Returns:
         (batch, heads, queries, value_dim) in query's dtype.
@@ -100,16 +114,38 @@ def inhibitor_attention(
     slope, shift = _per_head("gamma", gamma, query), _per_head("delta", delta, query)
     scale = query.shape[3] ** -0.5 if scale is None else _number("scale", scale, "a number or None")
 
-    run = reference.attention if backend == "reference" else operator.attention
-    total = run(query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
+    arguments = (query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
+    if backend == "reference":
+        total = reference.attention(*arguments)
+    else:
+        total = operator.attention(*arguments, _resolve(backend, query, value))
 
-    if isinstance(eta, Tensor) or eta != 1.0:
-        total = total * _per_head("eta", eta, query).view(-1, 1, 1)
+    factor = _per_head("eta", eta, query).view(-1, 1, 1) if isinstance(eta, Tensor) or eta != 1.0 else None
     if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
         exponent = _per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
         count = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
-        total = total * torch.pow(count.to(total.dtype), -exponent)
-    return total.to(query.dtype)
+        weight = torch.pow(count.to(total.dtype), -exponent)
+        factor = weight if factor is None else factor * weight
+    return (total if factor is None else total * factor).to(query.dtype)
+
+
+def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
+    """The backend that runs; one that was asked for by name is never replaced."""
+    if backend == "torch":
+        return backend
+    missing = _why_not_cpu(query, value)
+    if backend == "auto":
+        return "torch" if missing else "cpu"
+    if missing:
+        raise OperatorError(
+            "backend",
+            expected='tensors and an installation that "cpu" can serve',
+            got=missing,
+            remedy="Pass backend=\"auto\"."
+            if cpu.INSTALLED
+            else "Install a wheel, or a C++ compiler and then the package again: pip install --force-reinstall inhibitor.",
+        )
+    return backend
 
 
 def _common(*sizes: int) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops import blocked
+from inhibitor.ops import blocked, cpu
+
+_BACKENDS: dict[str, Any] = {"cpu": cpu, "torch": blocked}
 
 
 @torch.library.custom_op("inhibitor::attention", mutates_args=())
@@ -25,6 +27,7 @@ def attention(
     center: bool,
     signed: bool,
     scale: float,
+    backend: str,
 ) -> Tensor:
     """Sum of inhibited values, (batch, heads, queries, value_dim), in float32 for half-precision inputs.
 
@@ -39,9 +42,10 @@ def attention(
         center: Whether the mean over the allowed keys is subtracted from each row of scores.
         signed: The signed form; False is ReLU(V − Z).
         scale: Factor of the Manhattan distance.
+        backend: ``cpu`` or ``torch``.
     """
     options = blocked.Options(attn_mask, is_causal, center, signed, scale)
-    return blocked.forward(query, key, value, gamma, delta, options)
+    return _BACKENDS[backend].forward(query, key, value, gamma, delta, options)
 
 
 @torch.library.custom_op("inhibitor::attention_backward", mutates_args=())
@@ -57,10 +61,11 @@ def attention_backward(
     center: bool,
     signed: bool,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, γ and δ, each in the shape and dtype of its input."""
     options = blocked.Options(attn_mask, is_causal, center, signed, scale)
-    return blocked.backward(grad, query, key, value, gamma, delta, options)
+    return _BACKENDS[backend].backward(grad, query, key, value, gamma, delta, options)
 
 
 @attention.register_fake
@@ -81,7 +86,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.inhibitor.attention_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> None:

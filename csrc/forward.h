@@ -1,0 +1,339 @@
+// The forward pass of some rows of one head.
+//
+// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ V − Σ min(V, Z) for the unsigned one. In blocks that a row sees
+// whole, Σ V is the block's, added up once; what is subtracted is 0 for Z = 0 in the signed form, so such keys cost
+// nothing. In blocks that a row sees in part, the visible V − clamp(V, −Z, Z) are added up.
+//
+// Every row's sums run over the same keys in the same order whatever rows are worked on beside it.
+#pragma once
+
+#include "kernels.h"
+#include "scores.h"
+
+namespace {
+
+// A row of a head whose scores, result or inputs are not finite, computed as the equations read.
+inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t row, const Selection& selection,
+                        const RowView& view, float slope, float delta, const float* query, float* key, float* z,
+                        float* output) {
+  const int64_t key_head = head / (p.heads / p.key_heads);
+  const int64_t size = size_of(p.dtype);
+  double total = 0.0;
+  int64_t count = 0;
+  for (int64_t j = 0; j < view.limit; j++) {
+    if (!view(j, 1)) continue;
+    read_row(at(p.key, size, batch, key_head, selection[j]), p.key.stride[3], p.dtype, p.head_dim, p.head_dim, key);
+    float distance = 0.0f;
+    for (int64_t f = 0; f < p.head_dim; f++) {
+      const float difference = query[f] - key[f];
+      distance += difference < 0.0f ? -difference : difference;
+    }
+    z[j] = slope * distance;
+    total += z[j];
+    count++;
+  }
+  const float mean = p.center && count ? static_cast<float>(total / static_cast<double>(count)) : 0.0f;
+  for (int64_t f = 0; f < p.value_dim; f++) output[f] = 0.0f;
+  for (int64_t j = 0; j < view.limit; j++) {
+    if (!view(j, 1)) continue;
+    const float shifted = p.center ? z[j] - mean + delta : z[j] + delta;
+    const float inhibition = shifted < 0.0f ? 0.0f : shifted;  // NaN stays
+    float* value = key;
+    read_row(at(p.value, size, batch, key_head, selection[j]), p.value.stride[3], p.dtype, p.value_dim, p.value_dim,
+             value);
+    for (int64_t f = 0; f < p.value_dim; f++) {
+      const float magnitude = p.is_signed && value[f] < 0.0f ? -value[f] : value[f];
+      float passed = magnitude - inhibition;
+      if (passed < 0.0f) passed = 0.0f;
+      output[f] += p.is_signed && value[f] < 0.0f ? -passed : passed;
+    }
+  }
+  (void)row;
+}
+
+// Values in slices of a few vectors of features, each (keys, features of the slice); and their sums over every block.
+struct ValueSlices {
+  static constexpr int64_t kWidest = Simd::value_vectors * Simd::width;
+  float* rows;
+  float* block_sums;
+  int64_t step;  // floats of all slices of a row
+
+  static ValueSlices take(Arena& arena, int64_t keys, int64_t value_dim) {
+    const int64_t step = round_up(value_dim, Simd::width);
+    return {arena.take<float>(keys * step), arena.take<float>((keys + kBlock - 1) / kBlock * step), step};
+  }
+
+  // Features of the slice that begins with `feature`.
+  int64_t width(int64_t feature) const {
+    int64_t width = kWidest;
+    while (feature + width > step) width /= 2;
+    return width;
+  }
+};
+
+inline void pack_values(const Problem& p, int64_t batch, int64_t key_head, const Selection& selection,
+                        ValueSlices& values) {
+  const int64_t size = size_of(p.dtype);
+  int64_t width = 0;
+  for (int64_t feature = 0; feature < values.step; feature += width) {
+    width = values.width(feature);
+    const int64_t features = most(0, least(width, p.value_dim - feature));
+    for (int64_t first = 0; first < selection.count; first += kBlock) {
+      const int64_t end = least(first + kBlock, selection.count);
+      Simd::Vector sum[Simd::value_vectors];
+      for (auto& vector : sum) vector = Simd::zero();
+      for (int64_t j = first; j < end; j++) {
+        float* row = values.rows + feature * selection.count + j * width;
+        const char* source = at(p.value, size, batch, key_head, selection[j]) + feature * p.value.stride[3] * size;
+        read_row(source, p.value.stride[3], p.dtype, features, width, row);
+        for (int64_t f = 0; f < width; f += Simd::width) {
+          sum[f / Simd::width] = Simd::add(sum[f / Simd::width], Simd::load(row + f));
+        }
+      }
+      float* sums = values.block_sums + first / kBlock * values.step + feature;
+      for (int64_t f = 0; f < width; f += Simd::width) Simd::store(sums + f, sum[f / Simd::width]);
+    }
+  }
+}
+
+template <bool Signed>
+inline Simd::Vector inhibited(Simd::Vector value, Simd::Vector z) {
+  return Signed ? Simd::clamp(value, z) : Simd::min(value, z);
+}
+
+// Keys of a block, counted from its first.
+struct KeyList {
+  alignas(64) uint32_t key[kBlock + 16];
+  int64_t count;
+};
+
+// output += base − Σ inhibited(V, Z) over a list or, if `Direct`, += Σ V − inhibited(V, Z).
+template <bool Signed, bool Direct, int Vectors>
+inline void add_list(const float* values, const float* z, const KeyList& list, const float* base, float* output) {
+  Simd::Vector sum[Vectors];
+  for (auto& vector : sum) vector = Simd::zero();
+  for (int64_t t = 0; t < list.count; t++) {
+    const float* value = values + list.key[t] * (Vectors * Simd::width);
+    const auto inhibition = Simd::set(z[list.key[t]]);
+    for (int v = 0; v < Vectors; v++) {
+      const auto x = Simd::load(value + v * Simd::width);
+      auto term = inhibited<Signed>(x, inhibition);
+      if (Direct) term = Simd::sub(x, term);
+      sum[v] = Simd::add(sum[v], term);
+    }
+  }
+  for (int v = 0; v < Vectors; v++) {
+    const auto added = Direct ? sum[v] : Simd::sub(Simd::load(base + v * Simd::width), sum[v]);
+    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), added));
+  }
+}
+
+// The same over all keys of a block, where most have Z > 0: the rows share the loads.
+template <bool Signed, int Vectors, int Rows>
+inline void add_block(const float* values, int64_t keys, const float* z, int64_t z_step,
+                      const float* base, float* output, int64_t output_step) {
+  Simd::Vector sum[Rows][Vectors];
+  for (auto& row : sum) {
+    for (auto& vector : row) vector = Simd::zero();
+  }
+  for (int64_t j = 0; j < keys; j++) {
+    Simd::Vector value[Vectors];
+    for (int v = 0; v < Vectors; v++) value[v] = Simd::load(values + (j * Vectors + v) * Simd::width);
+    for (int r = 0; r < Rows; r++) {
+      const auto inhibition = Simd::set(z[r * z_step + j]);
+      for (int v = 0; v < Vectors; v++) sum[r][v] = Simd::add(sum[r][v], inhibited<Signed>(value[v], inhibition));
+    }
+  }
+  for (int r = 0; r < Rows; r++) {
+    float* row = output + r * output_step;
+    for (int v = 0; v < Vectors; v++) {
+      const auto rest = Simd::sub(Simd::load(base + v * Simd::width), sum[r][v]);
+      Simd::store(row + v * Simd::width, Simd::add(Simd::load(row + v * Simd::width), rest));
+    }
+  }
+}
+
+// The bits of the keys j to j + width - 1 in a row of bits.
+template <class Word>
+inline uint32_t bits_at(const Word* words, int64_t j) {
+  return static_cast<uint32_t>(words[j >> 6] >> (j & 63)) & static_cast<uint32_t>((uint64_t{1} << Simd::width) - 1);
+}
+
+// Scores to Z in place; `positive` has a bit for every key that the row sees and inhibits.
+inline void inhibit(float* scores, const RowView& view, float slope, float shift, uint64_t* positive) {
+  const auto factor = Simd::set(slope), offset = Simd::set(shift);
+  for (int64_t first = 0; first < view.limit; first += 64) {
+    uint64_t word = 0;
+    for (int64_t j = first; j < least(first + 64, view.limit); j += Simd::width) {
+      const auto z = Simd::max(Simd::fma(Simd::load(scores + j), factor, offset), Simd::zero());
+      Simd::store(scores + j, z);
+      word |= static_cast<uint64_t>(Simd::bits(Simd::greater(z, Simd::zero()))) << (j - first);
+    }
+    if (view.limit < first + 64) word &= (uint64_t{1} << (view.limit - first)) - 1;
+    positive[first / 64] = view.bits ? word & view.bits[first / 64] : word;
+  }
+}
+
+// The keys from `first` to `end` whose bit is set.
+template <class Bits>
+inline void list_keys(const Bits& bits, int64_t first, int64_t end, KeyList& list) {
+  list.count = 0;
+  for (int64_t j = first; j < end; j += Simd::width) {
+    const uint32_t chosen = bits(j);
+    Simd::compress(list.key + list.count, chosen, static_cast<uint32_t>(j - first));
+    list.count += __builtin_popcount(chosen);
+  }
+}
+
+// The memory of one thread.
+struct ForwardMemory {
+  Selection* selection;
+  int64_t* index;
+  uint8_t *any, *all;
+  KeyPanels keys;
+  ValueSlices values;
+  float *query, *half_query, *scores, *output, *row;
+  uint64_t* bits;
+  uint64_t* positive;
+  KeyList* list;
+  int64_t score_step, bit_step;
+
+  ForwardMemory(const Problem& p, Arena& arena) {
+    score_step = round_up(p.keys, kPanel) + Simd::width;  // not a power of two: rows in different cache sets
+    bit_step = (p.keys + kBlock - 1) / kBlock * (kBlock / 64);
+    selection = arena.take<Selection>(1);
+    index = arena.take<int64_t>(p.keys + 1);
+    any = arena.take<uint8_t>(p.keys);
+    all = arena.take<uint8_t>(p.keys);
+    keys = KeyPanels::take(arena, p.keys, p.head_dim);
+    values = ValueSlices::take(arena, p.keys, p.value_dim);
+    query = arena.take<float>(kRows * p.head_dim);
+    half_query = arena.take<float>(kRows);
+    scores = arena.take<float>(kRows * score_step);
+    output = arena.take<float>(kRows * values.step);
+    row = arena.take<float>(most(kPanel * p.head_dim, p.value_dim));
+    bits = arena.take<uint64_t>(kRows * bit_step);
+    positive = arena.take<uint64_t>(kRows * bit_step);
+    list = arena.take<KeyList>(1);
+  }
+};
+
+template <bool Signed, int Vectors>
+inline void add_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys, int64_t feature) {
+  constexpr int64_t step = Vectors * Simd::width;
+  constexpr int Rows = Simd::value_rows;
+  for (int64_t first = 0; first < keys; first += kBlock) {
+    const int64_t end = least(first + kBlock, m.selection->count);
+    const float* values = m.values.rows + feature * m.selection->count + first * step;
+    const float* base = m.values.block_sums + first / kBlock * m.values.step + feature;
+    const auto whole = [&](int64_t r) { return !views[r].bits && views[r].limit >= end; };
+    for (int64_t r = 0; r < rows;) {
+      const float* z = m.scores + r * m.score_step + first;
+      const uint64_t* positive = m.positive + r * m.bit_step;
+      float* output = m.output + r * m.values.step + feature;
+      int64_t together = 0, inhibited = 0;
+      while (together < Rows && r + together < rows && whole(r + together)) {
+        const uint64_t* words = positive + together * m.bit_step + first / 64;
+        inhibited += __builtin_popcountll(words[0]) + (end - first > 64 ? __builtin_popcountll(words[1]) : 0);
+        together++;
+      }
+      if (together == Rows && (!Signed || inhibited > Simd::dense * static_cast<float>(Rows * (end - first)))) {
+        add_block<Signed, Vectors, Rows>(values, end - first, z, m.score_step, base, output, m.values.step);
+        r += Rows;
+        continue;
+      }
+      if (whole(r) && Signed) {
+        list_keys([&](int64_t j) { return bits_at(positive, j); }, first, end, *m.list);
+        add_list<Signed, false, Vectors>(values, z, *m.list, base, output);
+      } else if (views[r].limit > first) {
+        list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, least(end, views[r].limit), *m.list);
+        add_list<Signed, true, Vectors>(values, z, *m.list, base, output);
+      }
+      r++;
+    }
+  }
+}
+
+template <bool Signed>
+inline void add_all_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys) {
+  int64_t width = 0;
+  for (int64_t feature = 0; feature < m.values.step; feature += width) {
+    width = m.values.width(feature);
+    switch (width / Simd::width) {
+      case 1:
+        add_values<Signed, 1>(m, views, rows, keys, feature);
+        break;
+      case 2:
+        add_values<Signed, 2>(m, views, rows, keys, feature);
+        break;
+      default:
+        add_values<Signed, Simd::value_vectors>(m, views, rows, keys, feature);
+    }
+  }
+}
+
+inline void forward_part(const Problem& p, const Part& part, void* memory, int64_t* packed) {
+  Arena arena{static_cast<char*>(memory)};
+  ForwardMemory m(p, arena);
+  const int64_t key_head = part.head / (p.heads / p.key_heads);
+  Selection& selection = *m.selection;
+  const int64_t name = part.batch * p.heads + part.head;
+  if (*packed != name) {
+    if (p.dtype == kFloat32 && p.key.stride[3] == 1 && p.value.stride[3] == 1) {
+      for (int64_t j = 0; j < p.keys; j++) {
+        prefetch(reinterpret_cast<const float*>(at(p.key, 4, part.batch, key_head, j)), p.head_dim);
+        prefetch(reinterpret_cast<const float*>(at(p.value, 4, part.batch, key_head, j)), p.value_dim);
+      }
+    }
+    selection = select_keys(p, part.batch, part.head, m.index, m.any, m.all);
+    pack_keys(p, part.batch, key_head, selection, m.keys, m.row);
+    pack_values(p, part.batch, key_head, selection, m.values);
+    *packed = name;
+  }
+  const float slope = p.gamma[part.head] * static_cast<float>(p.scale), delta = p.delta[part.head];
+
+  for (int64_t first = part.begin; first < part.end; first += kRows) {
+    const int64_t rows = least(kRows, part.end - first);
+    RowView views[kRows];
+    int64_t keys = 0;
+    for (int64_t r = 0; r < rows; r++) {
+      views[r] = view_row(p, selection, part.batch, part.head, first + r, m.bits + r * m.bit_step);
+      keys = most(keys, views[r].limit);
+    }
+    pack_queries(p, part.batch, part.head, first, rows, m.query, m.half_query);
+    score_rows(m.query, m.half_query, rows, p.head_dim, m.keys, keys, m.scores, m.score_step);
+
+    bool careful[kRows];
+    for (int64_t r = 0; r < rows; r++) {
+      float* scores = m.scores + r * m.score_step;
+      const double sum = sum_scores(scores, views[r]);
+      const int64_t count = count_visible(views[r]);
+      const float mean = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
+      careful[r] = !is_finite(static_cast<float>(sum)) || !is_finite(slope) || !is_finite(delta);
+      inhibit(scores, views[r], 2.0f * slope, delta - 2.0f * slope * mean, m.positive + r * m.bit_step);
+      std::memset(m.output + r * m.values.step, 0, static_cast<size_t>(m.values.step) * 4);
+    }
+    if (p.is_signed) {
+      add_all_values<true>(m, views, rows, keys);
+    } else {
+      add_all_values<false>(m, views, rows, keys);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      float* output = m.output + r * m.values.step;
+      float* target = p.output + ((part.batch * p.heads + part.head) * p.queries + first + r) * p.value_dim;
+      auto zero = Simd::zero();  // x − x is 0 for what is finite
+      for (int64_t f = 0; f < m.values.step; f += Simd::width) {
+        const auto x = Simd::load(output + f);
+        zero = Simd::add(zero, Simd::sub(x, x));
+      }
+      if (careful[r] || !is_finite(Simd::sum(zero))) {
+        careful_row(p, part.batch, part.head, first + r, selection, views[r], slope, delta, m.query + r * p.head_dim,
+                    m.row, m.scores + r * m.score_step, target);
+      } else {
+        std::memcpy(target, output, static_cast<size_t>(p.value_dim) * 4);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,39 @@
+// The interface between the driver, which knows threads and memory, and the kernels of one instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "problem.h"
+
+// Some query rows of one head.
+struct Part {
+  int64_t batch, head;
+  int64_t begin, end;  // rows
+};
+
+// Where the gradients of one part's keys and values go: rows of the tensors themselves, or of a partial sum.
+struct KeyGradients {
+  void* key;    // (keys, head_dim), contiguous
+  void* value;  // (keys, value_dim), contiguous
+  int64_t dtype;
+  double gamma, delta;  // filled in
+};
+
+struct Kernels {
+  const char* name;
+
+  // A thread works on parts in the memory that it owns; `packed` is the head that it holds from its last part, or -1.
+  size_t (*forward_bytes)(const Problem&);
+  void (*forward)(const Problem&, const Part&, void* memory, int64_t* packed);
+
+  size_t (*backward_bytes)(const Problem&);
+  void (*backward)(const Problem&, const Part&, KeyGradients&, void* memory);
+
+  // Floats into a contiguous array of any dtype.
+  void (*write)(const float*, int64_t dtype, int64_t count, void*);
+};
+
+// The builds that the compiler could make: INHIBITOR_AVX512 and INHIBITOR_AVX2 say which.
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* portable_kernels();

@@ -1,0 +1,167 @@
+// M = ½ Σ|q − k| for tiles of rows and keys, by Σ|q − k| = 2 Σ max(q, k) − Σq − Σk.
+#pragma once
+
+#include "keys.h"
+
+namespace {
+
+constexpr int64_t kPanel = Simd::score_vectors * Simd::width;  // keys of a panel
+
+// Keys in panels of (head_dim, kPanel), zeros after the last, and ½ Σk of each.
+struct KeyPanels {
+  float* panels;
+  float* half_sums;
+
+  static KeyPanels take(Arena& arena, int64_t keys, int64_t head_dim) {
+    const int64_t padded = round_up(keys, kPanel);
+    return {arena.take<float>(padded * head_dim), arena.take<float>(padded)};
+  }
+};
+
+// Rows of `width` floats, `from_step` apart, into columns `to_step` apart.
+inline void transpose(const float* from, int64_t from_step, int64_t rows, int64_t columns, float* to,
+                      int64_t to_step) {
+  int64_t row = 0;
+  for (; row + Simd::transposed <= rows; row += Simd::transposed) {
+    int64_t column = 0;
+    for (; column + Simd::transposed <= columns; column += Simd::transposed) {
+      Simd::transpose(from + row * from_step + column, from_step, to + column * to_step + row, to_step);
+    }
+    for (; column < columns; column++) {
+      for (int64_t i = 0; i < Simd::transposed; i++) {
+        to[column * to_step + row + i] = from[(row + i) * from_step + column];
+      }
+    }
+  }
+  for (; row < rows; row++) {
+    for (int64_t column = 0; column < columns; column++) to[column * to_step + row] = from[row * from_step + column];
+  }
+}
+
+// The selected rows of a (batch, heads, length, features) tensor, transposed into panels of `panel` keys.
+// `rows` is memory for panel × features floats.
+inline void pack_panels(const Problem& p, const Strided& tensor, int64_t batch, int64_t head,
+                        const Selection& selection, int64_t features, int64_t panel, float* panels, float* rows) {
+  const int64_t size = size_of(p.dtype);
+  for (int64_t first = 0; first < selection.count; first += panel) {
+    const int64_t count = least(panel, selection.count - first);
+    float* target = panels + first * features;
+    const float* source = rows;
+    int64_t step = features;
+    if (p.dtype == kFloat32 && tensor.stride[3] == 1 && !selection.index) {
+      source = reinterpret_cast<const float*>(at(tensor, size, batch, head, first));
+      step = tensor.stride[2];
+    } else {
+      for (int64_t j = 0; j < count; j++) {
+        read_row(at(tensor, size, batch, head, selection[first + j]), tensor.stride[3], p.dtype, features, features,
+                 rows + j * features);
+      }
+    }
+    transpose(source, step, count, features, target, panel);
+    for (int64_t f = 0; f < features && count < panel; f++) {
+      for (int64_t j = count; j < panel; j++) target[f * panel + j] = 0.0f;
+    }
+  }
+}
+
+inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const Selection& selection, KeyPanels& keys,
+                      float* rows) {
+  pack_panels(p, p.key, batch, key_head, selection, p.head_dim, kPanel, keys.panels, rows);
+  for (int64_t first = 0; first < selection.count; first += kPanel) {
+    const float* panel = keys.panels + first * p.head_dim;
+    for (int v = 0; v < Simd::score_vectors; v++) {
+      auto sum = Simd::zero();
+      for (int64_t f = 0; f < p.head_dim; f++) sum = Simd::add(sum, Simd::load(panel + f * kPanel + v * Simd::width));
+      Simd::store(keys.half_sums + first + v * Simd::width, Simd::mul(sum, Simd::set(0.5f)));
+    }
+  }
+}
+
+// Adds the features `first` to `end` to the sums of a tile; after the last of them it makes scores of the sums.
+template <int Rows>
+inline void score_tile(const float* query, int64_t head_dim, int64_t first, int64_t end, const float* half_query,
+                       const float* panel, const float* half_key, float* scores, int64_t step) {
+  constexpr int Vectors = Simd::score_vectors;
+  Simd::Vector sum[Rows][Vectors];
+  for (int r = 0; r < Rows; r++) {
+    for (int v = 0; v < Vectors; v++) {
+      sum[r][v] = first == 0 ? Simd::zero() : Simd::load(scores + r * step + v * Simd::width);
+    }
+  }
+  for (int64_t f = first; f < end; f++) {
+    Simd::Vector key[Vectors];
+    for (int v = 0; v < Vectors; v++) key[v] = Simd::load(panel + f * kPanel + v * Simd::width);
+    for (int r = 0; r < Rows; r++) {
+      const auto q = Simd::set(query[r * head_dim + f]);
+      for (int v = 0; v < Vectors; v++) sum[r][v] = Simd::add(sum[r][v], Simd::max(q, key[v]));
+    }
+  }
+  for (int r = 0; r < Rows; r++) {
+    const auto half = Simd::set(half_query[r]);
+    for (int v = 0; v < Vectors; v++) {
+      auto score = sum[r][v];
+      if (end == head_dim) {
+        score = Simd::sub(score, Simd::add(half, Simd::load(half_key + v * Simd::width)));
+      }
+      Simd::store(scores + r * step + v * Simd::width, score);
+    }
+  }
+}
+
+// The scores of `rows` queries, packed one behind the other, against the first `keys` keys.
+inline void score_rows(const float* query, const float* half_query, int64_t rows, int64_t head_dim,
+                       const KeyPanels& packed, int64_t keys, float* scores, int64_t step) {
+  constexpr int64_t kFeatures = 4096 / kPanel;  // a piece of a panel that stays in the first-level cache
+  for (int64_t key = 0; key < keys; key += kPanel) {
+    const float* panel = packed.panels + key * head_dim;
+    for (int64_t first = 0; first < head_dim; first += kFeatures) {
+      const int64_t end = least(first + kFeatures, head_dim);
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) {
+        score_tile<4>(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
+                      scores + r * step + key, step);
+      }
+      for (; r < rows; r++) {
+        score_tile<1>(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
+                      scores + r * step + key, step);
+      }
+    }
+  }
+}
+
+// `count` rows of the query one behind the other, and ½ Σq of each.
+inline void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, int64_t count, float* query,
+                         float* half_query) {
+  for (int64_t r = 0; r < count; r++) {
+    float* row = query + r * p.head_dim;
+    read_row(at(p.query, size_of(p.dtype), batch, head, first + r), p.query.stride[3], p.dtype, p.head_dim,
+             p.head_dim, row);
+    auto lanes = Simd::zero();
+    int64_t f = 0;
+    for (; f + Simd::width <= p.head_dim; f += Simd::width) lanes = Simd::add(lanes, Simd::load(row + f));
+    float sum = Simd::sum(lanes);
+    for (; f < p.head_dim; f++) sum += row[f];
+    half_query[r] = 0.5f * sum;
+  }
+}
+
+// Sum of the visible scores of a row.
+inline double sum_scores(const float* scores, const RowView& view) {
+  double total = 0.0;
+  for (int64_t first = 0; first < view.limit; first += 1024) {
+    auto even = Simd::zero(), odd = Simd::zero();
+    int64_t j = first;
+    const int64_t end = least(first + 1024, view.limit);
+    for (; !view.bits && j + 2 * Simd::width <= end; j += 2 * Simd::width) {
+      even = Simd::add(even, Simd::load(scores + j));
+      odd = Simd::add(odd, Simd::load(scores + j + Simd::width));
+    }
+    for (; j < end; j += Simd::width) {
+      even = Simd::add(even, Simd::where(Simd::bits(view(j, Simd::width)), Simd::load(scores + j)));
+    }
+    total += Simd::sum(Simd::add(even, odd));
+  }
+  return total;
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+"""The native kernels: C++ for float32, bfloat16 and float16 on the CPU, in PyTorch's own threads.
+
+The library is built without a header of PyTorch's and loaded with ctypes, which releases the interpreter lock during a
+call. One build holds kernels for several instruction sets; the best that the processor has is taken at load. The
+mathematics is in docs/operator.md, the code in csrc/.
+"""
+
+import ctypes
+import importlib.util
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inhibitor.errors import OperatorError, suggestion
+from inhibitor.ops.blocked import Options
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LARGEST_DIM = 256  # of head_dim and value_dim
+_TORCH_LIBRARIES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q q 5q 3q 2q")  # csrc/problem.h
+_NOTHING = (0, 0, 0, 0, 0)
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library with its kernels chosen, or None where the package was installed without."""
+    spec = importlib.util.find_spec("inhibitor.ops._kernels")
+    if spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    library.inhibitor_choose.restype = ctypes.c_char_p
+    library.inhibitor_choose.argtypes = [ctypes.c_char_p]
+    library.inhibitor_available.restype = ctypes.c_char_p
+    for function in (library.inhibitor_forward, library.inhibitor_backward):
+        function.restype = ctypes.c_int32
+        function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    torch_library = Path(torch.__file__).parent / "lib" / _TORCH_LIBRARIES.get(sys.platform, "libtorch_cpu.so")
+    threads = ctypes.CDLL(str(torch_library)).torch_parallel_for  # PyTorch's stable C interface, 2.10 and newer
+    library.inhibitor_start(ctypes.cast(threads, ctypes.c_void_p))
+    return library
+
+
+_LIBRARY = _load()
+INSTALLED = _LIBRARY is not None
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """What this build and this processor can run, best first; empty where the package was installed without kernels.
+
+    Example:
+        >>> set(instruction_sets()) <= {"avx512", "avx2", "portable"}
+        True
+    """
+    return () if _LIBRARY is None else tuple(_LIBRARY.inhibitor_available().decode().split())
+
+
+def instruction_set() -> str | None:
+    """The instruction set in use, None where there are no kernels."""
+    return None if _LIBRARY is None else str(_LIBRARY.inhibitor_choose(None).decode())
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Run with another instruction set, for tests and benchmarks; of the whole process, not of one thread.
+
+    Raises:
+        OperatorError: The build or the processor does not have it.
+    """
+    if name not in instruction_sets():
+        raise OperatorError(
+            "instruction set",
+            expected="one of " + (", ".join(instruction_sets()) or "none: no native kernels are installed"),
+            got=repr(name),
+            remedy=suggestion(name, instruction_sets()),
+        )
+    before = instruction_set()
+    _choose(name)
+    try:
+        yield
+    finally:
+        _choose(before)
+
+
+def _choose(name: str | None) -> None:
+    if _LIBRARY is not None and name is not None:
+        _LIBRARY.inhibitor_choose(name.encode())
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
+    """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
+    output = torch.empty((*query.shape[:3], value.shape[3]))
+    if output.numel() == 0 or key.shape[2] == 0:
+        return output.zero_()
+    gamma, delta = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
+    _call("inhibitor_forward", query, key, value, gamma, delta, options, output.data_ptr(), _NOTHING, _NOTHING)
+    return output
+
+
+def backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments."""
+    results = tuple(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (query, key, value))
+    sums = torch.empty(2, query.shape[1])
+    if 0 in (query.shape[0], query.shape[1], query.shape[2], key.shape[1], key.shape[2]):
+        for tensor in (*results, sums):
+            tensor.zero_()
+    else:
+        slope, shift = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
+        grad = grad.to(torch.float32)
+        targets = (*(tensor.data_ptr() for tensor in results), *(part.data_ptr() for part in sums))
+        _call("inhibitor_backward", query, key, value, slope, shift, options, 0, _strided(grad), targets)
+    grad_query, grad_key, grad_value = results
+    return grad_query, grad_key, grad_value, sums[0].to(gamma.dtype), sums[1].to(delta.dtype)
+
+
+def _strided(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.data_ptr(), *tensor.stride())
+
+
+def _call(
+    function: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: Tensor,
+    delta: Tensor,
+    options: Options,
+    output: int,
+    grad: tuple[int, ...],
+    targets: tuple[int, ...],
+) -> None:
+    batch, heads, queries, head_dim = query.shape
+    key_heads, keys, value_dim = value.shape[1:]
+    mask = options.attn_mask
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+    problem = _PROBLEM.pack(
+        *(batch, heads, key_heads, queries, keys, head_dim, value_dim, DTYPES[query.dtype]),
+        *(options.is_causal, options.center, options.signed, options.scale),
+        *(*_strided(query), *_strided(key), *_strided(value), *(_NOTHING if mask is None else _strided(mask))),
+        *(gamma.data_ptr(), delta.data_ptr(), output, *grad, *targets),
+    )
+    failed = getattr(_LIBRARY, function)(problem, torch.get_num_threads())
+    if failed:
+        raise MemoryError(f"inhibitor_attention: no memory for {queries} queries and {keys} keys in {heads} heads")
