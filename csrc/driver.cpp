@@ -145,6 +145,63 @@ const std::vector<const Kernels*>& available() {
 
 int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Rows up to which keys are read where they lie.
+constexpr int64_t kFew = 4;
+// Keys of a part: fixed, so that sums do not depend on the number of threads.
+constexpr int64_t kChunk = 512;
+
+int32_t decode(const Problem& p, int64_t threads) {
+  const Kernels& kernels = *chosen.load();
+  const int64_t rows = p.heads / p.key_heads * p.queries, heads = p.batch * p.key_heads;
+  const int64_t chunks = divide(p.keys, kChunk), parts = heads * chunks, step = kernels.output_step(p);
+  const std::unique_ptr<float[]> scores(new (std::nothrow) float[heads * rows * p.keys]);
+  const std::unique_ptr<float[]> outputs(new (std::nothrow) float[parts * rows * step]);
+  const std::unique_ptr<float[]> means(new (std::nothrow) float[heads * rows]);
+  const std::unique_ptr<double[]> sums(new (std::nothrow) double[parts * rows]);
+  const std::unique_ptr<int64_t[]> counts(new (std::nothrow) int64_t[parts * rows]);
+  if (!scores || !outputs || !means || !sums || !counts) return 1;
+
+  const auto key_part = [&](int64_t item) {
+    const int64_t head = item / chunks, begin = item % chunks * kChunk;
+    const int64_t end = begin + kChunk < p.keys ? begin + kChunk : p.keys;
+    return KeyPart{head / p.key_heads, head % p.key_heads, begin, end};
+  };
+  const size_t bytes = kernels.decode_bytes(p);
+  const bool scored = for_each(parts, threads, bytes, [&](int64_t item, void* data, int64_t*) {
+    kernels.decode_scores(p, key_part(item), scores.get() + item / chunks * rows * p.keys, sums.get() + item * rows,
+                          counts.get() + item * rows, data);
+  });
+  if (!scored) return 1;
+  for (int64_t head = 0; head < heads; head++) {
+    for (int64_t r = 0; r < rows; r++) {
+      double sum = 0.0;
+      int64_t count = 0;
+      for (int64_t part = head * chunks; part < (head + 1) * chunks; part++) {
+        sum += sums[part * rows + r];
+        count += counts[part * rows + r];
+      }
+      const int64_t query_head = head % p.key_heads * (p.heads / p.key_heads) + r / p.queries;
+      const double slope = static_cast<double>(p.gamma[query_head] * static_cast<float>(p.scale));
+      means[head * rows + r] = p.center && count ? static_cast<float>(slope * sum / static_cast<double>(count)) : 0.0f;
+    }
+  }
+  const bool added = for_each(parts, threads, bytes, [&](int64_t item, void* data, int64_t*) {
+    const int64_t head = item / chunks;
+    kernels.decode_values(p, key_part(item), scores.get() + head * rows * p.keys, means.get() + head * rows,
+                          outputs.get() + item * rows * step, data);
+  });
+  if (!added) return 1;
+  for (int64_t row = 0; row < heads * rows; row++) {
+    float* target = p.output + row * p.value_dim;  // the rows of a key head lie side by side there as well
+    for (int64_t f = 0; f < p.value_dim; f++) target[f] = 0.0f;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      const float* part = outputs.get() + ((row / rows * chunks + chunk) * rows + row % rows) * step;
+      for (int64_t f = 0; f < p.value_dim; f++) target[f] += part[f];
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 // 0: done; 1: out of memory.
@@ -152,6 +209,7 @@ INHIBITOR_API int32_t inhibitor_forward(const Problem* problem, int64_t threads)
   const Problem& p = *problem;
   const Kernels& kernels = *chosen.load();
   if (elements(p) < kAlone) threads = 1;
+  if (p.heads / p.key_heads * p.queries <= kFew) return decode(p, threads);
   // Some parts for each thread, so that none waits long for the last; whole heads where there are many.
   const int64_t heads = p.batch * p.heads;
   int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
@@ -236,7 +294,7 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
 INHIBITOR_API const char* inhibitor_available() {
   static const std::string names = [] {
     std::string list;
-    for (const Kernels* kernels : available()) list += (list.empty() ? "" : " ") + std::string(kernels->name);
+    for (const Kernels* kernels : available()) list.append(list.empty() ? "" : " ").append(kernels->name);
     return list;
   }();
   return names.c_str();

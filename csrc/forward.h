@@ -254,21 +254,22 @@ inline void add_values(const ForwardMemory& m, const RowView* views, int64_t row
   }
 }
 
+// The slice that begins with `feature`, of `Vectors` vectors or, where it is narrower, half as many.
+template <bool Signed, int Vectors>
+inline void add_slice(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys, int64_t feature) {
+  if constexpr (Vectors > 1) {
+    if (m.values.width(feature) < Vectors * Simd::width) {
+      add_slice<Signed, Vectors / 2>(m, views, rows, keys, feature);
+      return;
+    }
+  }
+  add_values<Signed, Vectors>(m, views, rows, keys, feature);
+}
+
 template <bool Signed>
 inline void add_all_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys) {
-  int64_t width = 0;
-  for (int64_t feature = 0; feature < m.values.step; feature += width) {
-    width = m.values.width(feature);
-    switch (width / Simd::width) {
-      case 1:
-        add_values<Signed, 1>(m, views, rows, keys, feature);
-        break;
-      case 2:
-        add_values<Signed, 2>(m, views, rows, keys, feature);
-        break;
-      default:
-        add_values<Signed, Simd::value_vectors>(m, views, rows, keys, feature);
-    }
+  for (int64_t feature = 0; feature < m.values.step; feature += m.values.width(feature)) {
+    add_slice<Signed, Simd::value_vectors>(m, views, rows, keys, feature);
   }
 }
 

@@ -4,6 +4,7 @@
 #include INHIBITOR_SIMD
 
 #include "backward.h"
+#include "decode.h"
 #include "forward.h"
 #include "kernels.h"
 
@@ -21,7 +22,18 @@ size_t backward_bytes(const Problem& p) {
   return arena.used;
 }
 
-const Kernels kernels = {Simd::name, forward_bytes, forward_part, backward_bytes, backward_part, write_row};
+size_t decode_bytes(const Problem& p) {
+  Arena arena{nullptr};
+  DecodeMemory memory(p, arena);
+  return arena.used;
+}
+
+int64_t output_step(const Problem& p) { return round_up(p.value_dim, Simd::width); }
+
+const Kernels kernels = {
+    Simd::name, forward_bytes, forward_part,  backward_bytes, backward_part,
+    write_row,  decode_bytes,  decode_scores, decode_values,  output_step,
+};
 
 }  // namespace
 

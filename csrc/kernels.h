@@ -19,6 +19,12 @@ struct KeyGradients {
   double gamma, delta;  // filled in
 };
 
+// Some keys of one key head, for all queries of the heads that share it.
+struct KeyPart {
+  int64_t batch, key_head;
+  int64_t begin, end;  // keys
+};
+
 struct Kernels {
   const char* name;
 
@@ -31,6 +37,15 @@ struct Kernels {
 
   // Floats into a contiguous array of any dtype.
   void (*write)(const float*, int64_t dtype, int64_t count, void*);
+
+  // Few queries against many keys: rows are the queries of all heads that share a key head. Scores (rows, keys) with
+  // their sum and the number of visible keys for every row; then, with γ·scale·mean, the part's share of the result,
+  // (rows, output_step).
+  size_t (*decode_bytes)(const Problem&);
+  void (*decode_scores)(const Problem&, const KeyPart&, float* scores, double* sums, int64_t* counts, void* memory);
+  void (*decode_values)(const Problem&, const KeyPart&, const float* scores, const float* means, float* output,
+                        void* memory);
+  int64_t (*output_step)(const Problem&);
 };
 
 // The builds that the compiler could make: INHIBITOR_AVX512 and INHIBITOR_AVX2 say which.

@@ -117,14 +117,12 @@ inline void score_rows(const float* query, const float* half_query, int64_t rows
     for (int64_t first = 0; first < head_dim; first += kFeatures) {
       const int64_t end = least(first + kFeatures, head_dim);
       int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) {
-        score_tile<4>(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
-                      scores + r * step + key, step);
-      }
-      for (; r < rows; r++) {
-        score_tile<1>(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
-                      scores + r * step + key, step);
-      }
+      const auto at_row = [&](auto&& tile) {
+        tile(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
+             scores + r * step + key, step);
+      };
+      for (; r + Simd::score_rows <= rows; r += Simd::score_rows) at_row(score_tile<Simd::score_rows>);
+      for (; r < rows; r++) at_row(score_tile<1>);
     }
   }
 }

@@ -14,9 +14,10 @@ struct Simd {
   using Mask = __m256;  // all bits of a lane, or none
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
+  static constexpr int score_rows = 6;
   static constexpr int score_vectors = 2;
-  static constexpr int value_vectors = 4;
-  static constexpr int value_rows = 2;
+  static constexpr int value_vectors = 8;
+  static constexpr int value_rows = 1;
   static constexpr int grad_rows = 4;
   static constexpr int distance_rows = 4;
   static constexpr float dense = 0.9f;  // share of Z > 0 from which a block is worked on whole (measured)

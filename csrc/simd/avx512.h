@@ -15,6 +15,7 @@ struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   // Register tiles: vectors of keys in a score tile, vectors of a value row held at once, rows that share them.
+  static constexpr int score_rows = 4;
   static constexpr int score_vectors = 4;
   static constexpr int value_vectors = 4;
   static constexpr int value_rows = 4;

@@ -9,6 +9,7 @@ namespace {
 struct Simd {
   static constexpr const char* name = "portable";
   static constexpr int width = 4;
+  static constexpr int score_rows = 4;
   static constexpr int score_vectors = 4;
   static constexpr int value_vectors = 4;
   static constexpr int value_rows = 2;
