@@ -6,6 +6,9 @@
 //   ∂Q_ik = γ·scale Σ_j ∂S_ij sign(Q_ik − K_jk),  ∂K_jk = −γ·scale Σ_i ∂S_ij sign(Q_ik − K_jk)
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "kernels.h"
 #include "scores.h"
 
@@ -55,6 +58,13 @@ struct BackwardMemory {
   }
 };
 
+// Calls work(group, r) for rows in groups as large as there are: group() is the number, a constant.
+template <int Largest, int... Smaller, class Work>
+inline void for_groups(int64_t rows, const Work& work, int64_t r = 0) {
+  for (; r + Largest <= rows; r += Largest) work(std::integral_constant<int, Largest>{}, r);
+  if constexpr (sizeof...(Smaller) > 0) for_groups<Smaller...>(rows, work, r);
+}
+
 // One vector of keys against `Rows` rows: their ∂Z, written, and their share of the panel's ∂V, added.
 template <bool Signed, int Rows>
 inline void value_tile(const float* panel, float* grad_panel, int64_t value_dim, const float* grad, const float* z,
@@ -81,18 +91,17 @@ inline void value_tile(const float* panel, float* grad_panel, int64_t value_dim,
 }
 
 template <bool Signed>
-inline void value_gradients(const BackwardMemory& m, int64_t rows, int64_t keys, int64_t value_dim) {
+inline void value_gradients(const BackwardMemory& m, const RowView* views, int64_t rows, int64_t value_dim) {
+  const int64_t keys = last_visible(views, rows);
   for (int64_t first = 0; first < keys; first += kLane) {
     const float* panel = m.value_panels + first * value_dim;
     float* grad_panel = m.grad_value_panels + first * value_dim;
-    int64_t r = 0;
-    const auto at_row = [&](auto&& tile) {
-      tile(panel, grad_panel, value_dim, m.grad + r * value_dim, m.inhibition + r * m.score_step + first,
-           m.grad_scores + r * m.score_step + first, m.score_step);
-    };
-    for (; r + Simd::grad_rows <= rows; r += Simd::grad_rows) at_row(value_tile<Signed, Simd::grad_rows>);
-    for (; r + 4 <= rows; r += 4) at_row(value_tile<Signed, 4>);
-    for (; r < rows; r++) at_row(value_tile<Signed, 1>);
+    for_groups<Simd::grad_rows, 4, 1>(rows, [&](auto group, int64_t r) {
+      if (last_visible(views + r, group()) <= first) return;
+      value_tile<Signed, group()>(panel, grad_panel, value_dim, m.grad + r * value_dim,
+                                  m.inhibition + r * m.score_step + first, m.grad_scores + r * m.score_step + first,
+                                  m.score_step);
+    });
   }
 }
 
@@ -126,29 +135,26 @@ inline void distance_tile(const float* query, float* grad_query, const float* ke
 }
 
 template <int Vectors>
-inline void distance_slice(const BackwardMemory& m, int64_t rows, int64_t keys, int64_t feature) {
-  constexpr int Rows = Simd::distance_rows;
+inline void distance_slice(const BackwardMemory& m, const RowView* views, int64_t rows, int64_t feature) {
+  const int64_t keys = last_visible(views, rows);
   for (int64_t first = 0; first < keys; first += kKeyBlock) {
-    const int64_t count = least(kKeyBlock, keys - first);
     const float* key = m.key_rows + first * m.head_step + feature;
     float* grad_key = m.grad_key_rows + first * m.head_step + feature;
-    int64_t r = 0;
-    const auto at_row = [&](auto&& tile) {
-      tile(m.query_rows + r * m.head_step + feature, m.grad_query_rows + r * m.head_step + feature, key, grad_key,
-           m.head_step, m.grad_scores + r * m.score_step + first, m.score_step, count);
-    };
-    for (; r + Rows <= rows; r += Rows) at_row(distance_tile<Rows, Vectors>);
-    for (; r + 4 <= rows; r += 4) at_row(distance_tile<4, Vectors>);
-    for (; r < rows; r++) at_row(distance_tile<1, Vectors>);
+    for_groups<Simd::distance_rows, 4, 1>(rows, [&](auto group, int64_t r) {
+      const int64_t count = least(kKeyBlock, last_visible(views + r, group()) - first);
+      distance_tile<group(), Vectors>(m.query_rows + r * m.head_step + feature,
+                                      m.grad_query_rows + r * m.head_step + feature, key, grad_key, m.head_step,
+                                      m.grad_scores + r * m.score_step + first, m.score_step, count);
+    });
   }
 }
 
-inline void distance_gradients(const BackwardMemory& m, int64_t rows, int64_t keys) {
+inline void distance_gradients(const BackwardMemory& m, const RowView* views, int64_t rows) {
   int64_t feature = 0;
   for (; feature + 2 * Simd::width <= m.head_step; feature += 2 * Simd::width) {
-    distance_slice<2>(m, rows, keys, feature);
+    distance_slice<2>(m, views, rows, feature);
   }
-  for (; feature < m.head_step; feature += Simd::width) distance_slice<1>(m, rows, keys, feature);
+  for (; feature < m.head_step; feature += Simd::width) distance_slice<1>(m, views, rows, feature);
 }
 
 struct RowSums {
@@ -207,16 +213,14 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
   for (int64_t first = part.begin; first < part.end; first += kGradRows) {
     const int64_t rows = least(kGradRows, part.end - first);
     RowView views[kGradRows];
-    int64_t keys = 0;
     for (int64_t r = 0; r < rows; r++) {
       views[r] = view_row(p, selection, part.batch, part.head, first + r, m.bits + r * m.bit_step);
-      keys = most(keys, views[r].limit);
       read_row(at(p.grad_output, 4, part.batch, part.head, first + r), p.grad_output.stride[3], kFloat32,
                p.value_dim, p.value_dim, m.grad + r * p.value_dim);
     }
     pack_queries(p, part.batch, part.head, first, rows, m.query, m.half_query);
-    score_rows(m.query, m.half_query, rows, p.head_dim, m.keys, keys, m.scores, m.score_step);
-    const int64_t end = round_up(keys, Simd::width);
+    score_rows(m.query, m.half_query, views, rows, p.head_dim, m.keys, m.scores, m.score_step);
+    const int64_t end = round_up(last_visible(views, rows), Simd::width);
 
     int64_t counts[kGradRows];
     for (int64_t r = 0; r < rows; r++) {
@@ -224,7 +228,7 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       const double sum = sum_scores(m.scores + r * m.score_step, views[r]);
       const float mean = p.center && counts[r] ? static_cast<float>(sum / static_cast<double>(counts[r])) : 0.0f;
       const auto factor = Simd::set(2.0f * slope), shift = Simd::set(delta - 2.0f * slope * mean);
-      const auto hidden = Simd::set(__builtin_inff());
+      const auto hidden = Simd::set(std::numeric_limits<float>::infinity());
       for (int64_t j = 0; j < end; j += Simd::width) {
         const auto score = Simd::load(m.scores + r * m.score_step + j);
         const auto z = Simd::max(Simd::fma(score, factor, shift), Simd::zero());
@@ -233,9 +237,9 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       }
     }
     if (p.is_signed) {
-      value_gradients<true>(m, rows, keys, p.value_dim);
+      value_gradients<true>(m, views, rows, p.value_dim);
     } else {
-      value_gradients<false>(m, rows, keys, p.value_dim);
+      value_gradients<false>(m, views, rows, p.value_dim);
     }
     for (int64_t r = 0; r < rows; r++) {
       const RowSums sums = score_gradients(views[r], counts[r], p.center, slope, m.scores + r * m.score_step,
@@ -247,7 +251,7 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       for (int64_t f = p.head_dim; f < m.head_step; f++) row[f] = 0.0f;
     }
     std::memset(m.grad_query_rows, 0, static_cast<size_t>(rows * m.head_step) * 4);
-    distance_gradients(m, rows, keys);
+    distance_gradients(m, views, rows);
     for (int64_t r = 0; r < rows; r++) {
       const int64_t row = (part.batch * p.heads + part.head) * p.queries + first + r;
       write_row(m.grad_query_rows + r * m.head_step, p.dtype, p.head_dim,

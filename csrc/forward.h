@@ -1,8 +1,8 @@
 // The forward pass of some rows of one head.
 //
-// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ V − Σ min(V, Z) for the unsigned one. In blocks that a row sees
-// whole, Σ V is the block's, added up once; what is subtracted is 0 for Z = 0 in the signed form, so such keys cost
-// nothing. In blocks that a row sees in part, the visible V − clamp(V, −Z, Z) are added up.
+// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ V − Σ min(V, Z) for the unsigned one. Σ V of a block
+// is added up once; what is subtracted is 0 for Z = 0 in the signed form, so such keys cost
+// nothing. Where a row sees some keys and not others before them, the visible V − clamp(V, −Z, Z) are added up.
 //
 // Every row's sums run over the same keys in the same order whatever rows are worked on beside it.
 #pragma once
@@ -51,16 +51,18 @@ inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t r
   (void)row;
 }
 
-// Values in slices of a few vectors of features, each (keys, features of the slice); and their sums over every block.
+// Values in slices of a few vectors of features, each (keys, features of the slice); and their sums from the first key
+// of a block to the last of every kStep keys.
 struct ValueSlices {
   static constexpr int64_t kWidest = Simd::value_vectors * Simd::width;
+  static constexpr int64_t kStep = 16;
   float* rows;
-  float* block_sums;
+  float* sums;
   int64_t step;  // floats of all slices of a row
 
   static ValueSlices take(Arena& arena, int64_t keys, int64_t value_dim) {
     const int64_t step = round_up(value_dim, Simd::width);
-    return {arena.take<float>(keys * step), arena.take<float>((keys + kBlock - 1) / kBlock * step), step};
+    return {arena.take<float>(keys * step), arena.take<float>((keys + kStep - 1) / kStep * step), step};
   }
 
   // Features of the slice that begins with `feature`.
@@ -78,20 +80,17 @@ inline void pack_values(const Problem& p, int64_t batch, int64_t key_head, const
   for (int64_t feature = 0; feature < values.step; feature += width) {
     width = values.width(feature);
     const int64_t features = most(0, least(width, p.value_dim - feature));
-    for (int64_t first = 0; first < selection.count; first += kBlock) {
-      const int64_t end = least(first + kBlock, selection.count);
-      Simd::Vector sum[Simd::value_vectors];
-      for (auto& vector : sum) vector = Simd::zero();
-      for (int64_t j = first; j < end; j++) {
-        float* row = values.rows + feature * selection.count + j * width;
-        const char* source = at(p.value, size, batch, key_head, selection[j]) + feature * p.value.stride[3] * size;
-        read_row(source, p.value.stride[3], p.dtype, features, width, row);
-        for (int64_t f = 0; f < width; f += Simd::width) {
-          sum[f / Simd::width] = Simd::add(sum[f / Simd::width], Simd::load(row + f));
-        }
+    Simd::Vector sum[Simd::value_vectors];
+    for (int64_t j = 0; j < selection.count; j++) {
+      float* row = values.rows + feature * selection.count + j * width;
+      const char* source = at(p.value, size, batch, key_head, selection[j]) + feature * p.value.stride[3] * size;
+      read_row(source, p.value.stride[3], p.dtype, features, width, row);
+      for (int64_t v = 0; v < width / Simd::width; v++) {
+        const auto x = Simd::load(row + v * Simd::width);
+        sum[v] = j % kBlock == 0 ? x : Simd::add(sum[v], x);
+        float* sums = values.sums + j / ValueSlices::kStep * values.step + feature;
+        Simd::store(sums + v * Simd::width, sum[v]);  // the last of kStep stays
       }
-      float* sums = values.block_sums + first / kBlock * values.step + feature;
-      for (int64_t f = 0; f < width; f += Simd::width) Simd::store(sums + f, sum[f / Simd::width]);
     }
   }
 }
@@ -107,9 +106,33 @@ struct KeyList {
   int64_t count;
 };
 
-// output += base − Σ inhibited(V, Z) over a list or, if `Direct`, += Σ V − inhibited(V, Z).
-template <bool Signed, bool Direct, int Vectors>
-inline void add_list(const float* values, const float* z, const KeyList& list, const float* base, float* output) {
+// output += Σ V of the first `count` keys − Σ inhibited(V, Z) over a list; `sums` as in ValueSlices.
+template <bool Signed, int Vectors>
+inline void add_list(const float* values, const float* sums, int64_t sum_step, int64_t count, const float* z,
+                     const KeyList& list, float* output) {
+  Simd::Vector sum[Vectors];
+  for (auto& vector : sum) vector = Simd::zero();
+  for (int64_t t = 0; t < list.count; t++) {
+    const float* value = values + list.key[t] * (Vectors * Simd::width);
+    const auto inhibition = Simd::set(z[list.key[t]]);
+    for (int v = 0; v < Vectors; v++) {
+      sum[v] = Simd::add(sum[v], inhibited<Signed>(Simd::load(value + v * Simd::width), inhibition));
+    }
+  }
+  const int64_t full = count / ValueSlices::kStep;
+  for (int v = 0; v < Vectors; v++) {
+    auto total = full ? Simd::load(sums + (full - 1) * sum_step + v * Simd::width) : Simd::zero();
+    for (int64_t j = full * ValueSlices::kStep; j < count; j++) {
+      total = Simd::add(total, Simd::load(values + (j * Vectors + v) * Simd::width));
+    }
+    const auto rest = Simd::sub(total, sum[v]);
+    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), rest));
+  }
+}
+
+// output += Σ V − inhibited(V, Z) over a list, for a row that does not see all keys between.
+template <bool Signed, int Vectors>
+inline void add_some(const float* values, const float* z, const KeyList& list, float* output) {
   Simd::Vector sum[Vectors];
   for (auto& vector : sum) vector = Simd::zero();
   for (int64_t t = 0; t < list.count; t++) {
@@ -117,14 +140,11 @@ inline void add_list(const float* values, const float* z, const KeyList& list, c
     const auto inhibition = Simd::set(z[list.key[t]]);
     for (int v = 0; v < Vectors; v++) {
       const auto x = Simd::load(value + v * Simd::width);
-      auto term = inhibited<Signed>(x, inhibition);
-      if (Direct) term = Simd::sub(x, term);
-      sum[v] = Simd::add(sum[v], term);
+      sum[v] = Simd::add(sum[v], Simd::sub(x, inhibited<Signed>(x, inhibition)));
     }
   }
   for (int v = 0; v < Vectors; v++) {
-    const auto added = Direct ? sum[v] : Simd::sub(Simd::load(base + v * Simd::width), sum[v]);
-    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), added));
+    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), sum[v]));
   }
 }
 
@@ -181,7 +201,7 @@ inline void list_keys(const Bits& bits, int64_t first, int64_t end, KeyList& lis
   for (int64_t j = first; j < end; j += Simd::width) {
     const uint32_t chosen = bits(j);
     Simd::compress(list.key + list.count, chosen, static_cast<uint32_t>(j - first));
-    list.count += __builtin_popcount(chosen);
+    list.count += std::popcount(chosen);
   }
 }
 
@@ -219,57 +239,60 @@ struct ForwardMemory {
 };
 
 template <bool Signed, int Vectors>
-inline void add_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys, int64_t feature) {
+inline void add_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t feature) {
   constexpr int64_t step = Vectors * Simd::width;
   constexpr int Rows = Simd::value_rows;
+  const int64_t keys = last_visible(views, rows);
   for (int64_t first = 0; first < keys; first += kBlock) {
     const int64_t end = least(first + kBlock, m.selection->count);
     const float* values = m.values.rows + feature * m.selection->count + first * step;
-    const float* base = m.values.block_sums + first / kBlock * m.values.step + feature;
-    const auto whole = [&](int64_t r) { return !views[r].bits && views[r].limit >= end; };
-    for (int64_t r = 0; r < rows;) {
+    const float* sums = m.values.sums + first / ValueSlices::kStep * m.values.step + feature;
+    for (int64_t r = 0; r < rows; r++) {
       const float* z = m.scores + r * m.score_step + first;
       const uint64_t* positive = m.positive + r * m.bit_step;
       float* output = m.output + r * m.values.step + feature;
-      int64_t together = 0, inhibited = 0;
-      while (together < Rows && r + together < rows && whole(r + together)) {
+      int64_t together = 0, inhibits = 0;
+      while (together < Rows && r + together < rows && !views[r + together].bits && views[r + together].limit >= end) {
         const uint64_t* words = positive + together * m.bit_step + first / 64;
-        inhibited += __builtin_popcountll(words[0]) + (end - first > 64 ? __builtin_popcountll(words[1]) : 0);
+        inhibits += std::popcount(words[0]) + (end - first > 64 ? std::popcount(words[1]) : 0);
         together++;
       }
-      if (together == Rows && (!Signed || inhibited > Simd::dense * static_cast<float>(Rows * (end - first)))) {
+      const int64_t visible = least(end, views[r].limit);
+      if (together == Rows && (!Signed || inhibits > Simd::dense * static_cast<float>(Rows * (end - first)))) {
+        const float* base = sums + ((end - first - 1) / ValueSlices::kStep) * m.values.step;
         add_block<Signed, Vectors, Rows>(values, end - first, z, m.score_step, base, output, m.values.step);
-        r += Rows;
-        continue;
+        r += Rows - 1;
+      } else if (views[r].bits && first < visible) {
+        list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, visible, *m.list);
+        add_some<Signed, Vectors>(values, z, *m.list, output);
+      } else if (first < visible) {
+        if (Signed) {
+          list_keys([&](int64_t j) { return bits_at(positive, j); }, first, visible, *m.list);
+        } else {
+          list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, visible, *m.list);
+        }
+        add_list<Signed, Vectors>(values, sums, m.values.step, visible - first, z, *m.list, output);
       }
-      if (whole(r) && Signed) {
-        list_keys([&](int64_t j) { return bits_at(positive, j); }, first, end, *m.list);
-        add_list<Signed, false, Vectors>(values, z, *m.list, base, output);
-      } else if (views[r].limit > first) {
-        list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, least(end, views[r].limit), *m.list);
-        add_list<Signed, true, Vectors>(values, z, *m.list, base, output);
-      }
-      r++;
     }
   }
 }
 
 // The slice that begins with `feature`, of `Vectors` vectors or, where it is narrower, half as many.
 template <bool Signed, int Vectors>
-inline void add_slice(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys, int64_t feature) {
+inline void add_slice(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t feature) {
   if constexpr (Vectors > 1) {
     if (m.values.width(feature) < Vectors * Simd::width) {
-      add_slice<Signed, Vectors / 2>(m, views, rows, keys, feature);
+      add_slice<Signed, Vectors / 2>(m, views, rows, feature);
       return;
     }
   }
-  add_values<Signed, Vectors>(m, views, rows, keys, feature);
+  add_values<Signed, Vectors>(m, views, rows, feature);
 }
 
 template <bool Signed>
-inline void add_all_values(const ForwardMemory& m, const RowView* views, int64_t rows, int64_t keys) {
+inline void add_all_values(const ForwardMemory& m, const RowView* views, int64_t rows) {
   for (int64_t feature = 0; feature < m.values.step; feature += m.values.width(feature)) {
-    add_slice<Signed, Simd::value_vectors>(m, views, rows, keys, feature);
+    add_slice<Signed, Simd::value_vectors>(m, views, rows, feature);
   }
 }
 
@@ -296,13 +319,11 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
   for (int64_t first = part.begin; first < part.end; first += kRows) {
     const int64_t rows = least(kRows, part.end - first);
     RowView views[kRows];
-    int64_t keys = 0;
     for (int64_t r = 0; r < rows; r++) {
       views[r] = view_row(p, selection, part.batch, part.head, first + r, m.bits + r * m.bit_step);
-      keys = most(keys, views[r].limit);
     }
     pack_queries(p, part.batch, part.head, first, rows, m.query, m.half_query);
-    score_rows(m.query, m.half_query, rows, p.head_dim, m.keys, keys, m.scores, m.score_step);
+    score_rows(m.query, m.half_query, views, rows, p.head_dim, m.keys, m.scores, m.score_step);
 
     bool careful[kRows];
     for (int64_t r = 0; r < rows; r++) {
@@ -315,9 +336,9 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       std::memset(m.output + r * m.values.step, 0, static_cast<size_t>(m.values.step) * 4);
     }
     if (p.is_signed) {
-      add_all_values<true>(m, views, rows, keys);
+      add_all_values<true>(m, views, rows);
     } else {
-      add_all_values<false>(m, views, rows, keys);
+      add_all_values<false>(m, views, rows);
     }
     for (int64_t r = 0; r < rows; r++) {
       float* output = m.output + r * m.values.step;

@@ -1,6 +1,8 @@
 // The keys of one head that some query may see, packed; and which of them each query may see.
 #pragma once
 
+#include <bit>
+
 #include "rows.h"
 
 namespace {
@@ -55,6 +57,15 @@ inline Selection select_keys(const Problem& p, int64_t batch, int64_t head, int6
   return selection;
 }
 
+// A bit for each of eight bytes, set where it is not zero; the first byte has the lowest bit.
+inline uint64_t nonzero_bytes(const uint8_t* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, 8);
+  constexpr uint64_t low = 0x7F7F7F7F7F7F7F7F;
+  word = ((((word & low) + low) | word) >> 7) & 0x0101010101010101;
+  return word * 0x0102040810204080 >> 56;
+}
+
 // What one row may see of a selection: its first `limit` keys, of those the ones whose bit is set.
 struct RowView {
   int64_t limit;
@@ -90,22 +101,36 @@ inline RowView view_row(const Problem& p, const Selection& selection, int64_t ba
   if (!selection.by_row) return view;
   const uint8_t* visible = mask_row(p, batch, head, row);
   const int64_t step = p.mask.stride[3];
+  int64_t count = 0, last = 0;  // visible keys; one past the last of them
   for (int64_t j = 0; j < view.limit; j += 64) {
+    const int64_t size = least(64, view.limit - j);
     uint64_t word = 0;
-    const int64_t end = least(64, view.limit - j);
-    for (int64_t t = 0; t < end; t++) word |= uint64_t{visible[selection[j + t] * step] != 0} << t;
+    if (size == 64 && step == 1 && !selection.index && std::endian::native == std::endian::little) {
+      for (int t = 0; t < 8; t++) word |= nonzero_bytes(visible + j + 8 * t) << (8 * t);
+    } else {
+      for (int64_t t = 0; t < size; t++) word |= uint64_t{visible[selection[j + t] * step] != 0} << t;
+    }
     bits[j >> 6] = word;
+    count += std::popcount(word);
+    if (word) last = j + 64 - std::countl_zero(word);
   }
-  view.bits = bits;
+  view.limit = last;
+  if (count < last) view.bits = bits;
   return view;
+}
+
+// One past the last key that any of some rows sees.
+inline int64_t last_visible(const RowView* views, int64_t rows) {
+  int64_t last = 0;
+  for (int64_t r = 0; r < rows; r++) last = most(last, views[r].limit);
+  return last;
 }
 
 inline int64_t count_visible(const RowView& view) {
   if (!view.bits) return view.limit;
   int64_t count = 0;
   for (int64_t j = 0; j < view.limit; j += 32) {
-    uint32_t word = view(j, 32);
-    for (; word; word &= word - 1) count++;
+    count += std::popcount(view(j, 32));
   }
   return count;
 }

@@ -78,10 +78,9 @@ inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const S
 }
 
 // Adds the features `first` to `end` to the sums of a tile; after the last of them it makes scores of the sums.
-template <int Rows>
+template <int Rows, int Vectors>
 inline void score_tile(const float* query, int64_t head_dim, int64_t first, int64_t end, const float* half_query,
                        const float* panel, const float* half_key, float* scores, int64_t step) {
-  constexpr int Vectors = Simd::score_vectors;
   Simd::Vector sum[Rows][Vectors];
   for (int r = 0; r < Rows; r++) {
     for (int v = 0; v < Vectors; v++) {
@@ -108,21 +107,42 @@ inline void score_tile(const float* query, int64_t head_dim, int64_t first, int6
   }
 }
 
-// The scores of `rows` queries, packed one behind the other, against the first `keys` keys.
-inline void score_rows(const float* query, const float* half_query, int64_t rows, int64_t head_dim,
-                       const KeyPanels& packed, int64_t keys, float* scores, int64_t step) {
+// The same for as many vectors of a panel as hold `keys` keys.
+template <int Rows, int Vectors, class... Arguments>
+inline void score_keys(int64_t keys, Arguments... arguments) {
+  if constexpr (Vectors > 1) {
+    if (keys <= (Vectors - 1) * Simd::width) {
+      score_keys<Rows, Vectors - 1>(keys, arguments...);
+      return;
+    }
+  }
+  score_tile<Rows, Vectors>(arguments...);
+}
+
+// The scores of `rows` queries, packed one behind the other, against the keys that they may see.
+inline void score_rows(const float* query, const float* half_query, const RowView* views, int64_t rows,
+                       int64_t head_dim, const KeyPanels& packed, float* scores, int64_t step) {
   constexpr int64_t kFeatures = 4096 / kPanel;  // a piece of a panel that stays in the first-level cache
+  const int64_t keys = last_visible(views, rows);
   for (int64_t key = 0; key < keys; key += kPanel) {
     const float* panel = packed.panels + key * head_dim;
     for (int64_t first = 0; first < head_dim; first += kFeatures) {
       const int64_t end = least(first + kFeatures, head_dim);
-      int64_t r = 0;
-      const auto at_row = [&](auto&& tile) {
-        tile(query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
-             scores + r * step + key, step);
-      };
-      for (; r + Simd::score_rows <= rows; r += Simd::score_rows) at_row(score_tile<Simd::score_rows>);
-      for (; r < rows; r++) at_row(score_tile<1>);
+      for (int64_t r = 0; r < rows;) {
+        constexpr int64_t Together = Simd::score_rows;
+        const int64_t count = r + Together <= rows ? Together : 1;
+        const int64_t visible = last_visible(views + r, count) - key;
+        const auto score = [&](auto&& tile) {
+          tile(visible, query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
+               scores + r * step + key, step);
+        };
+        if (visible > 0 && count == 1) {
+          score([](auto... a) { score_keys<1, Simd::score_vectors>(a...); });
+        } else if (visible > 0) {
+          score([](auto... a) { score_keys<Together, Simd::score_vectors>(a...); });
+        }
+        r += count;
+      }
     }
   }
 }
