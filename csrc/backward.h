@@ -247,7 +247,7 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       result.gamma += sums.gamma * static_cast<double>(scale);
       result.delta += sums.delta;
       float* row = m.query_rows + r * m.head_step;
-      std::memcpy(row, m.query + r * p.head_dim, static_cast<size_t>(p.head_dim) * 4);
+      copy(m.query + r * p.head_dim, p.head_dim, row);
       for (int64_t f = p.head_dim; f < m.head_step; f++) row[f] = 0.0f;
     }
     std::memset(m.grad_query_rows, 0, static_cast<size_t>(rows * m.head_step) * 4);

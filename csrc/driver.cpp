@@ -9,7 +9,11 @@
 
 #include "kernels.h"
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
 #if defined(_WIN32)
+#include <malloc.h>
 #define INHIBITOR_API extern "C" __declspec(dllexport)
 #else
 #include <pthread.h>
@@ -31,13 +35,11 @@ std::atomic<bool> forked{false};
 // Memory that a thread keeps from call to call, unless it has grown large.
 class Memory {
  public:
-  ~Memory() { std::free(data_); }
+  ~Memory() { drop(); }
 
   void* at_least(size_t bytes) {
     if (bytes > size_) {
-      std::free(data_);
-      data_ = nullptr;
-      size_ = 0;
+      drop();
       const size_t page = bytes < kHuge ? 4096 : kHuge;
       const size_t rounded = (bytes + page - 1) / page * page;
 #if defined(_WIN32)
@@ -54,13 +56,20 @@ class Memory {
   }
 
   void release() {
-    if (size_ <= kKept) return;
+    if (size_ > kKept) drop();
+  }
+
+ private:
+  void drop() {
+#if defined(_WIN32)
+    _aligned_free(data_);
+#else
     std::free(data_);
+#endif
     data_ = nullptr;
     size_ = 0;
   }
 
- private:
   static constexpr size_t kHuge = size_t{2} << 20;
   static constexpr size_t kKept = size_t{8} << 20;
   void* data_ = nullptr;
@@ -113,15 +122,24 @@ int64_t elements(const Problem& p) {
 }
 
 bool processor_has(const char* name) {
+  bool avx2 = false, avx512 = false;
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  if (std::strcmp(name, "avx512") == 0) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-  }
-  if (std::strcmp(name, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif defined(_M_X64)
+  int one[4], seven[4];
+  __cpuidex(one, 1, 0);
+  __cpuidex(seven, 7, 0);
+  const bool saved = one[2] >> 27 & 1;  // the system saves what _xgetbv says
+  const unsigned long long state = saved ? _xgetbv(0) : 0;
+  avx2 = (state & 0x6) == 0x6 && (one[2] >> 12 & 1) && (seven[1] >> 5 & 1);
+  avx512 = avx2 && (state & 0xE6) == 0xE6 && (seven[1] >> 16 & 1) && (seven[1] >> 17 & 1) && (seven[1] >> 30 & 1) &&
+           (seven[1] >> 31 & 1);
 #endif
-  return std::strcmp(name, "portable") == 0;
+  if (std::strcmp(name, "avx512") == 0) return avx512;
+  return std::strcmp(name, "avx2") == 0 ? avx2 : true;
 }
 
 // Best first; the last is always there.

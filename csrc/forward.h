@@ -308,6 +308,9 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
         prefetch(reinterpret_cast<const float*>(at(p.key, 4, part.batch, key_head, j)), p.head_dim);
         prefetch(reinterpret_cast<const float*>(at(p.value, 4, part.batch, key_head, j)), p.value_dim);
       }
+      for (int64_t i = part.begin; p.query.stride[3] == 1 && i < least(part.begin + kRows, part.end); i++) {
+        prefetch(reinterpret_cast<const float*>(at(p.query, 4, part.batch, part.head, i)), p.head_dim);
+      }
     }
     selection = select_keys(p, part.batch, part.head, m.index, m.any, m.all);
     pack_keys(p, part.batch, key_head, selection, m.keys, m.row);
@@ -333,7 +336,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       const float mean = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
       careful[r] = !is_finite(static_cast<float>(sum)) || !is_finite(slope) || !is_finite(delta);
       inhibit(scores, views[r], 2.0f * slope, delta - 2.0f * slope * mean, m.positive + r * m.bit_step);
-      std::memset(m.output + r * m.values.step, 0, static_cast<size_t>(m.values.step) * 4);
+      for (int64_t i = 0; i < m.values.step; i += Simd::width) Simd::store(m.output + r * m.values.step + i, Simd::zero());
     }
     if (p.is_signed) {
       add_all_values<true>(m, views, rows);
@@ -352,7 +355,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
         careful_row(p, part.batch, part.head, first + r, selection, views[r], slope, delta, m.query + r * p.head_dim,
                     m.row, m.scores + r * m.score_step, target);
       } else {
-        std::memcpy(target, output, static_cast<size_t>(p.value_dim) * 4);
+        copy(output, p.value_dim, target);
       }
     }
   }

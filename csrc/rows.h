@@ -68,12 +68,19 @@ inline const char* at(const Strided& tensor, int64_t element_size, int64_t a, in
 
 inline int64_t size_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 
+// Copies of some hundred floats at most: a call of memcpy would take as long as the copy.
+inline void copy(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + Simd::width <= count; i += Simd::width) Simd::store(to + i, Simd::load(from + i));
+  for (; i < count; i++) to[i] = from[i];
+}
+
 // size elements, step apart, then zeros up to padded.
 inline void read_row(const void* source, int64_t step, int64_t dtype, int64_t size, int64_t padded, float* row) {
   if (dtype == kFloat32) {
     const float* from = static_cast<const float*>(source);
     if (step == 1) {
-      std::memcpy(row, from, static_cast<size_t>(size) * 4);
+      copy(from, size, row);
     } else {
       for (int64_t i = 0; i < size; i++) row[i] = from[i * step];
     }
@@ -90,7 +97,7 @@ inline void read_row(const void* source, int64_t step, int64_t dtype, int64_t si
 
 inline void write_row(const float* row, int64_t dtype, int64_t size, void* target) {
   if (dtype == kFloat32) {
-    std::memcpy(target, row, static_cast<size_t>(size) * 4);
+    copy(row, size, static_cast<float*>(target));
   } else {
     uint16_t* to = static_cast<uint16_t*>(target);
     if (dtype == kBfloat16) {

@@ -1,5 +1,7 @@
 """The public function: arguments checked once, a backend chosen in the open, the sum scaled."""
 
+import functools
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +13,11 @@ from inhibitor.ops import cpu, masks, operator, reference
 
 Backend = Literal["auto", "cpu", "torch", "reference"]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_NOT_INSTALLED = "the package was installed without its native kernels"
+_INSTALL = (
+    "Install a wheel, or a C++ compiler and then the package again: "
+    "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def _why_not_cpu(query: Tensor, value: Tensor) -> str:
         return f"the native kernels do not take {query.dtype}"
     if max(query.shape[-1], value.shape[-1]) > cpu.LARGEST_DIM:
         return f"the native kernels take head_dim and value_dim up to {cpu.LARGEST_DIM}"
-    return "" if cpu.INSTALLED else "the package was installed without its native kernels"
+    return "" if cpu.INSTALLED else _NOT_INSTALLED
 
 
 def inhibitor_attention(
@@ -106,10 +113,10 @@ def inhibitor_attention(
     _check_tensors(query, key, value, enable_gqa)
     _check_choices(is_causal=is_causal, center=center, signed=signed, backend=backend)
     batch = _common(query.shape[0], key.shape[0], value.shape[0])
-    query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
-    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
     key_heads = _common(key.shape[1], value.shape[1])
-    key, value = (tensor.expand(-1, key_heads, -1, -1) for tensor in (key, value))
+    query = _broadcast(query, batch, query.shape[1])
+    key, value = _broadcast(key, batch, key_heads), _broadcast(value, batch, key_heads)
+    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
     attn_mask = _check_mask(attn_mask, (batch, heads, queries, keys), query.device)
     slope, shift = _per_head("gamma", gamma, query), _per_head("delta", delta, query)
     scale = query.shape[3] ** -0.5 if scale is None else _number("scale", scale, "a number or None")
@@ -135,22 +142,39 @@ def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
         return backend
     missing = _why_not_cpu(query, value)
     if backend == "auto":
+        if missing == _NOT_INSTALLED:
+            _say_slow()
         return "torch" if missing else "cpu"
     if missing:
         raise OperatorError(
             "backend",
             expected='tensors and an installation that "cpu" can serve',
             got=missing,
-            remedy="Pass backend=\"auto\"."
-            if cpu.INSTALLED
-            else "Install a wheel, or a C++ compiler and then the package again: pip install --force-reinstall inhibitor.",
+            remedy=_INSTALL if missing == _NOT_INSTALLED else 'Pass backend="auto".',
         )
     return backend
+
+
+# torch.compile runs this while it traces, and does not trace it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _say_slow() -> None:
+    _warn_slow()
+
+
+@functools.cache
+def _warn_slow() -> None:
+    warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {_NOT_INSTALLED}. {_INSTALL}", stacklevel=5)
 
 
 def _common(*sizes: int) -> int:
     """The size that sizes agree on, where 1 is broadcast."""
     return next((size for size in sizes if size != 1), 1)
+
+
+def _broadcast(tensor: Tensor, batch: int, heads: int) -> Tensor:
+    """The tensor with that many batches and heads; itself where it has them."""
+    same = tensor.shape[0] == batch and tensor.shape[1] == heads
+    return tensor if same else tensor.expand(batch, heads, -1, -1)
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:

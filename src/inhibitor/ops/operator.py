@@ -12,69 +12,47 @@ from torch import Tensor
 from inhibitor.errors import OperatorError
 from inhibitor.ops import blocked, cpu
 
-_BACKENDS: dict[str, Any] = {"cpu": cpu, "torch": blocked}
+BACKENDS: dict[str, Any] = {"cpu": cpu, "torch": blocked}
+# query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
+# (batch, key_heads, keys, value_dim); gamma, delta: (heads,); attn_mask: boolean, broadcastable to (batch, heads,
+# queries, keys), True = may attend.
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor gamma, Tensor delta, Tensor? attn_mask,"
+    " bool is_causal, bool center, bool signed, float scale, str backend"
+)
+
+# torch.library.custom_op would do all of this in fewer lines and take 10 µs more for every call.
+torch.library.define("inhibitor::attention", f"({_INPUTS}) -> Tensor")
+torch.library.define("inhibitor::attention_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+attention = torch.ops.inhibitor.attention.default
+attention_backward = torch.ops.inhibitor.attention_backward.default
 
 
-@torch.library.custom_op("inhibitor::attention", mutates_args=())
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gamma: Tensor,
-    delta: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    center: bool,
-    signed: bool,
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """Sum of inhibited values, (batch, heads, queries, value_dim), in float32 for half-precision inputs.
-
-    Args:
-        query: (batch, heads, queries, head_dim).
-        key: (batch, key_heads, keys, head_dim); key_heads divides heads.
-        value: (batch, key_heads, keys, value_dim).
-        gamma: (heads,), the slope of the score.
-        delta: (heads,), the shift of the centred score.
-        attn_mask: Boolean, broadcastable to (batch, heads, queries, keys); True = may attend.
-        is_causal: Whether query i sees keys 0 to i only.
-        center: Whether the mean over the allowed keys is subtracted from each row of scores.
-        signed: The signed form; False is ReLU(V − Z).
-        scale: Factor of the Manhattan distance.
-        backend: ``cpu`` or ``torch``.
-    """
+@torch.library.impl("inhibitor::attention", "CompositeExplicitAutograd")
+def _forward(*inputs: Any) -> Tensor:
+    """Sum of inhibited values, (batch, heads, queries, value_dim), in float32 for half-precision inputs."""
+    *tensors, attn_mask, is_causal, center, signed, scale, backend = inputs
     options = blocked.Options(attn_mask, is_causal, center, signed, scale)
-    return _BACKENDS[backend].forward(query, key, value, gamma, delta, options)
+    result: Tensor = BACKENDS[backend].forward(*tensors, options)
+    return result
 
 
-@torch.library.custom_op("inhibitor::attention_backward", mutates_args=())
-def attention_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gamma: Tensor,
-    delta: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    center: bool,
-    signed: bool,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.impl("inhibitor::attention_backward", "CompositeExplicitAutograd")
+def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, γ and δ, each in the shape and dtype of its input."""
+    *tensors, attn_mask, is_causal, center, signed, scale, backend = inputs
     options = blocked.Options(attn_mask, is_causal, center, signed, scale)
-    return _BACKENDS[backend].backward(grad, query, key, value, gamma, delta, options)
+    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = BACKENDS[backend].backward(*tensors, options)
+    return results
 
 
-@attention.register_fake
+@torch.library.register_fake("inhibitor::attention")
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     shape = (*query.shape[:3], value.shape[3])
     return query.new_empty(shape, dtype=blocked.accumulation_dtype(query.dtype))
 
 
-@attention_backward.register_fake
+@torch.library.register_fake("inhibitor::attention_backward")
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:5])
 
@@ -85,7 +63,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.inhibitor.attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    gradients = attention_backward(grad, *ctx.saved_tensors, *ctx.options)
     return (*gradients, None, None, None, None, None, None)
 
 
@@ -98,5 +76,5 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-attention.register_autograd(_backward, setup_context=_setup_context)
-attention_backward.register_autograd(_no_double_backward)
+torch.library.register_autograd("inhibitor::attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("inhibitor::attention_backward", _no_double_backward)
