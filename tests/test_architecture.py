@@ -18,6 +18,7 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "training": 2,
+    "bench": 3,
     "distill": 3,
     "evaluate": 3,
     "report": 4,

@@ -42,6 +42,10 @@ class RunError(InhibitorError):
     """A run folder that cannot be used for the run that was asked for."""
 
 
+class BenchmarkError(InhibitorError):
+    """A result that is wrong and therefore not timed."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """One sentence for a remedy: the nearest known word, or all of them."""
     known = list(known)

@@ -18,10 +18,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit status 2."""
-    from inhibitor.cli import convert, distill, evaluate, finetune, info, report
+    from inhibitor.cli import bench, convert, distill, evaluate, finetune, info, report
 
     for verb in (convert, distill, finetune, evaluate, report, info):
         app.command(name=verb.NAME)(verb.run)
+    app.add_typer(bench.app, name=bench.NAME)
     try:
         app()
     except InhibitorError as error:

@@ -105,14 +105,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments."""
     results = tuple(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (query, key, value))
-    sums = torch.empty(2, query.shape[1])
-    if 0 in (query.shape[0], query.shape[1], query.shape[2], key.shape[1], key.shape[2]):
-        for tensor in (*results, sums):
+    sums = torch.empty(query.shape[1]), torch.empty(query.shape[1])
+    if 0 in (*query.shape[:3], *key.shape[:3]):
+        for tensor in (*results, *sums):
             tensor.zero_()
     else:
         slope, shift = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
         grad = grad.to(torch.float32)
-        targets = (*(tensor.data_ptr() for tensor in results), *(part.data_ptr() for part in sums))
+        targets = tuple(tensor.data_ptr() for tensor in (*results, *sums))
         _call("inhibitor_backward", query, key, value, slope, shift, options, 0, _strided(grad), targets)
     grad_query, grad_key, grad_value = results
     return grad_query, grad_key, grad_value, sums[0].to(gamma.dtype), sums[1].to(delta.dtype)

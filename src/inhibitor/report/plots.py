@@ -1,4 +1,4 @@
-"""The pictures: loss curves, errors per layer, the inhibitor's parameters, and what a head attends to."""
+"""The pictures: loss curves, errors per layer, parameters, what a head attends to, and time against length."""
 
 import io
 import itertools
@@ -16,6 +16,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from inhibitor.bench.results import Measurement
 from inhibitor.report.records import Attention, Distill, Finetune
 from inhibitor.report.results import STATES, TASKS
 from inhibitor.report.tables import plain
@@ -127,6 +128,39 @@ def finetune_figure(runs: Mapping[str, Sequence[Finetune]]) -> Figure | None:
             score.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(runs) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(runs), 4))
+        return figure
+
+
+def speed_figure(measurements: Sequence[Measurement]) -> Figure | None:
+    """Time of the forward pass against length, for the batch, heads and head_dim with most lengths; None without."""
+    series: dict[tuple[int, int, int], list[Measurement]] = {}
+    for m in measurements:
+        if m.direction == "forward" and m.mask == "none" and m.queries == m.keys and not m.delta:
+            series.setdefault((m.batch, m.heads, m.head_dim), []).append(m)
+    if not series:
+        return None
+    (batch, heads, head_dim), shown = max(series.items(), key=lambda item: len({m.queries for m in item[1]}))
+    names = list(dict.fromkeys(m.implementation for m in sorted(shown, key=lambda m: m.family)))
+    looks = {
+        "inhibitor": itertools.cycle((colour, "-") for colour in COLOURS[1:]),
+        "softmax": itertools.cycle(((INK, "--"), (INK, ":"), (COLOURS[0], "--"))),
+    }
+    with style():
+        figure = Figure(figsize=(9, 4.2))
+        axis = figure.subplots()
+        for name, marker in zip(names, itertools.cycle("osD^vPX*"), strict=False):
+            points = sorted({m.queries: m.median_ms for m in shown if m.implementation == name}.items())
+            family = next(m.family for m in shown if m.implementation == name)
+            colour, line = next(looks[family])
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=plain(name))
+        lengths = sorted({m.queries for m in shown})
+        title = f"forward pass: batch {batch}, {heads} heads, head_dim {head_dim}"
+        _labelled(axis, title, "length (queries = keys)", "milliseconds")
+        _limits(axis, [m.median_ms for m in shown])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside right upper")
         return figure
 
 

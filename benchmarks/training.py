@@ -1,0 +1,144 @@
+"""Tokens a second of fine-tuning and of both E1 stages: teacher, student before (PyTorch backend) and now (native).
+
+    python benchmarks/training.py
+
+One step is forward, backward and AdamW on MiniLM-L6 (converted, calibrated for nothing: speed does not depend on it);
+all variants take their steps in turn in one process, and the figures are medians. Writes results/training.json.
+"""
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from inhibitor import InhibitorConfig, convert
+from inhibitor.bench.machine import machine
+from inhibitor.distill.stages import FullObjective, LayerObjective
+from inhibitor.models.attention import TEACHER
+from inhibitor.models.loading import load_pretrained
+from inhibitor.ops import cpu
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = ((16, 128), (32, 64), (8, 256))  # batch, length
+ROUNDS = 7
+SLOW_ROUNDS = 2  # of the PyTorch backend
+
+
+@contextmanager
+def pytorch_backend() -> Iterator[None]:
+    """As if the package had been installed without its native kernels."""
+    cpu.INSTALLED, installed = False, cpu.INSTALLED
+    try:
+        yield
+    finally:
+        cpu.INSTALLED = installed
+
+
+def batch(size: int, length: int) -> dict[str, torch.Tensor]:
+    """Random tokens; a quarter of the rows' ends is padding, as in a fine-tuning batch."""
+    generator = torch.Generator().manual_seed(length)
+    lengths = torch.randint(length // 2, length + 1, (size,), generator=generator)
+    return {
+        "input_ids": torch.randint(1000, 20000, (size, length), generator=generator),
+        "attention_mask": (torch.arange(length) < lengths.unsqueeze(1)).long(),
+        "labels": torch.randint(0, 2, (size,), generator=generator),
+    }
+
+
+def stepper(model: nn.Module, inputs: dict[str, torch.Tensor], bf16: bool) -> Callable[[], float]:
+    """One optimizer step; returns its loss."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = model(**inputs)
+        loss = output["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return step
+
+
+def measure(steps: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Seconds of every step, taken in turn after one that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(ROUNDS + 1):
+        for name, step in steps.items():
+            slow = name.endswith("PyTorch backend")
+            if slow and round_ > SLOW_ROUNDS:
+                continue
+            start = time.perf_counter()
+            if slow:
+                with pytorch_backend():
+                    loss = step()
+            else:
+                loss = step()
+            if round_:
+                times[name].append(time.perf_counter() - start)
+            if loss != loss:
+                raise ArithmeticError(f"{name}: the loss is not a number")
+    return times
+
+
+def report(times: dict[str, list[float]], tokens: int, against: str | None) -> dict[str, Any]:
+    """Medians; the ratio is that of steps of one round."""
+    found: dict[str, Any] = {}
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        found[name] = {"ms": round(1000 * middle, 1), "tokens_per_second": round(tokens / middle)}
+        if against is not None and name != against:
+            pairs = [a / b for a, b in zip(seconds, times[against], strict=False)]
+            found[name]["ratio"] = round(statistics.median(pairs), 3)
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    results: dict[str, Any] = {"machine": machine(), "model": "MiniLM-L6", "fine-tuning": {}, "E1": {}}
+    classifier = load_pretrained(AutoModelForSequenceClassification, "minilm", num_labels=2)
+    encoder = load_pretrained(AutoModel, "minilm", attn_implementation=TEACHER)
+    config = InhibitorConfig(per="head")
+    for size, length in SHAPES:
+        inputs = batch(size, length)
+        tokens = size * length
+        for bf16 in (False, True):
+            models = {
+                "teacher": copy.deepcopy(classifier),
+                "student": convert(copy.deepcopy(classifier), config),
+                "student, PyTorch backend": convert(copy.deepcopy(classifier), config),
+            }
+            steps = {name: stepper(model.train(), inputs, bf16) for name, model in models.items()}
+            key = f"{size}x{length} {'bfloat16 linear layers' if bf16 else 'float32'}"
+            results["fine-tuning"][key] = report(measure(steps), tokens, "teacher")
+            print("fine-tuning", key, json.dumps(results["fine-tuning"][key]), flush=True)
+    size, length = 32, 64
+    inputs = {name: tensor for name, tensor in batch(size, length).items() if name != "labels"}
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])  # packed text
+    for name, build in {
+        "layer-wise, last layer": lambda student: LayerObjective(student, encoder, 5),
+        "full": lambda student: FullObjective(student, encoder),
+    }.items():
+        steps = {}
+        for variant in ("student", "student, PyTorch backend"):
+            objective = build(convert(load_pretrained(AutoModel, "minilm"), config))
+            objective.unfreeze()
+            steps[variant] = stepper(objective, inputs, True)
+        results["E1"][f"{name} {size}x{length}"] = report(measure(steps), size * length, None)
+        print("E1", name, json.dumps(results["E1"][f"{name} {size}x{length}"]), flush=True)
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    (ROOT / "results" / "training.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
