@@ -218,7 +218,7 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       read_row(at(p.grad_output, 4, part.batch, part.head, first + r), p.grad_output.stride[3], kFloat32,
                p.value_dim, p.value_dim, m.grad + r * p.value_dim);
     }
-    pack_queries(p, part.batch, part.head, first, rows, m.query, m.half_query);
+    pack_queries(p, part.batch, part.head, first, rows, m.keys.middle, m.query, m.half_query);
     score_rows(m.query, m.half_query, views, rows, p.head_dim, m.keys, m.scores, m.score_step);
     const int64_t end = round_up(last_visible(views, rows), Simd::width);
 
@@ -227,11 +227,10 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       counts[r] = count_visible(views[r]);
       const double sum = sum_scores(m.scores + r * m.score_step, views[r]);
       const float mean = p.center && counts[r] ? static_cast<float>(sum / static_cast<double>(counts[r])) : 0.0f;
-      const auto factor = Simd::set(2.0f * slope), shift = Simd::set(delta - 2.0f * slope * mean);
+      const auto factor = Simd::set(2.0f * slope), middle = Simd::set(mean), shift = Simd::set(delta);
       const auto hidden = Simd::set(std::numeric_limits<float>::infinity());
       for (int64_t j = 0; j < end; j += Simd::width) {
-        const auto score = Simd::load(m.scores + r * m.score_step + j);
-        const auto z = Simd::max(Simd::fma(score, factor, shift), Simd::zero());
+        const auto z = inhibition_of(Simd::load(m.scores + r * m.score_step + j), middle, factor, shift);
         Simd::store(m.inhibition + r * m.score_step + j,
                     Simd::select(Simd::bits(views[r](j, Simd::width)), z, hidden));
       }
@@ -246,9 +245,8 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
                                            m.inhibition + r * m.score_step, m.grad_scores + r * m.score_step, end);
       result.gamma += sums.gamma * static_cast<double>(scale);
       result.delta += sums.delta;
-      float* row = m.query_rows + r * m.head_step;
-      copy(m.query + r * p.head_dim, p.head_dim, row);
-      for (int64_t f = p.head_dim; f < m.head_step; f++) row[f] = 0.0f;
+      read_row(at(p.query, size, part.batch, part.head, first + r), p.query.stride[3], p.dtype, p.head_dim,
+               m.head_step, m.query_rows + r * m.head_step);
     }
     std::memset(m.grad_query_rows, 0, static_cast<size_t>(rows * m.head_step) * 4);
     distance_gradients(m, views, rows);

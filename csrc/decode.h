@@ -78,7 +78,7 @@ inline void decode_scores(const Problem& p, const KeyPart& part, float* scores, 
   }
 }
 
-// The part's share of H for every row; `means` are those of γ·scale·Σ|q − k|.
+// The part's share of H for every row; `means` are those of Σ|q − k|.
 template <bool Signed>
 inline void decode_sum(const Problem& p, const KeyPart& part, const float* scores, const float* means, float* output,
                        void* memory) {
@@ -93,7 +93,7 @@ inline void decode_sum(const Problem& p, const KeyPart& part, const float* score
     for (int64_t j = part.begin; j < part.end; j++) {
       if (!row.sees(j)) continue;
       const float* value = vectors_of(p.value, p.dtype, part.batch, part.key_head, j, p.value_dim, m.row);
-      const float shifted = slope * scores[r * p.keys + j] - means[r] + delta;
+      const float shifted = slope * (scores[r * p.keys + j] - means[r]) + delta;
       const auto z = Simd::set(shifted < 0.0f ? 0.0f : shifted);  // NaN stays
       for (int64_t f = 0; f < step; f += Simd::width) {
         const auto x = Simd::load(value + f);

@@ -198,9 +198,7 @@ int32_t decode(const Problem& p, int64_t threads) {
         sum += sums[part * rows + r];
         count += counts[part * rows + r];
       }
-      const int64_t query_head = head % p.key_heads * (p.heads / p.key_heads) + r / p.queries;
-      const double slope = static_cast<double>(p.gamma[query_head] * static_cast<float>(p.scale));
-      means[head * rows + r] = p.center && count ? static_cast<float>(slope * sum / static_cast<double>(count)) : 0.0f;
+      means[head * rows + r] = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
     }
   }
   const bool added = for_each(parts, threads, bytes, [&](int64_t item, void* data, int64_t*) {

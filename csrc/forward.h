@@ -14,10 +14,11 @@ namespace {
 
 // A row of a head whose scores, result or inputs are not finite, computed as the equations read.
 inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t row, const Selection& selection,
-                        const RowView& view, float slope, float delta, const float* query, float* key, float* z,
-                        float* output) {
+                        const RowView& view, float slope, float delta, float* row_memory, float* z, float* output) {
   const int64_t key_head = head / (p.heads / p.key_heads);
   const int64_t size = size_of(p.dtype);
+  float *query = row_memory, *key = row_memory + p.head_dim, *value = row_memory;
+  read_row(at(p.query, size, batch, head, row), p.query.stride[3], p.dtype, p.head_dim, p.head_dim, query);
   double total = 0.0;
   int64_t count = 0;
   for (int64_t j = 0; j < view.limit; j++) {
@@ -38,7 +39,6 @@ inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t r
     if (!view(j, 1)) continue;
     const float shifted = p.center ? z[j] - mean + delta : z[j] + delta;
     const float inhibition = shifted < 0.0f ? 0.0f : shifted;  // NaN stays
-    float* value = key;
     read_row(at(p.value, size, batch, key_head, selection[j]), p.value.stride[3], p.dtype, p.value_dim, p.value_dim,
              value);
     for (int64_t f = 0; f < p.value_dim; f++) {
@@ -48,7 +48,6 @@ inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t r
       output[f] += p.is_signed && value[f] < 0.0f ? -passed : passed;
     }
   }
-  (void)row;
 }
 
 // Values in slices of a few vectors of features, each (keys, features of the slice); and their sums from the first key
@@ -180,12 +179,12 @@ inline uint32_t bits_at(const Word* words, int64_t j) {
 }
 
 // Scores to Z in place; `positive` has a bit for every key that the row sees and inhibits.
-inline void inhibit(float* scores, const RowView& view, float slope, float shift, uint64_t* positive) {
-  const auto factor = Simd::set(slope), offset = Simd::set(shift);
+inline void inhibit(float* scores, const RowView& view, float slope, float mean, float delta, uint64_t* positive) {
+  const auto factor = Simd::set(slope), middle = Simd::set(mean), shift = Simd::set(delta);
   for (int64_t first = 0; first < view.limit; first += 64) {
     uint64_t word = 0;
     for (int64_t j = first; j < least(first + 64, view.limit); j += Simd::width) {
-      const auto z = Simd::max(Simd::fma(Simd::load(scores + j), factor, offset), Simd::zero());
+      const auto z = inhibition_of(Simd::load(scores + j), middle, factor, shift);
       Simd::store(scores + j, z);
       word |= static_cast<uint64_t>(Simd::bits(Simd::greater(z, Simd::zero()))) << (j - first);
     }
@@ -231,7 +230,7 @@ struct ForwardMemory {
     half_query = arena.take<float>(kRows);
     scores = arena.take<float>(kRows * score_step);
     output = arena.take<float>(kRows * values.step);
-    row = arena.take<float>(most(kPanel * p.head_dim, p.value_dim));
+    row = arena.take<float>(most(kPanel * p.head_dim, p.value_dim));  // a panel, or two rows
     bits = arena.take<uint64_t>(kRows * bit_step);
     positive = arena.take<uint64_t>(kRows * bit_step);
     list = arena.take<KeyList>(1);
@@ -325,7 +324,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
     for (int64_t r = 0; r < rows; r++) {
       views[r] = view_row(p, selection, part.batch, part.head, first + r, m.bits + r * m.bit_step);
     }
-    pack_queries(p, part.batch, part.head, first, rows, m.query, m.half_query);
+    pack_queries(p, part.batch, part.head, first, rows, m.keys.middle, m.query, m.half_query);
     score_rows(m.query, m.half_query, views, rows, p.head_dim, m.keys, m.scores, m.score_step);
 
     bool careful[kRows];
@@ -335,7 +334,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       const int64_t count = count_visible(views[r]);
       const float mean = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
       careful[r] = !is_finite(static_cast<float>(sum)) || !is_finite(slope) || !is_finite(delta);
-      inhibit(scores, views[r], 2.0f * slope, delta - 2.0f * slope * mean, m.positive + r * m.bit_step);
+      inhibit(scores, views[r], 2.0f * slope, mean, delta, m.positive + r * m.bit_step);
       for (int64_t i = 0; i < m.values.step; i += Simd::width) Simd::store(m.output + r * m.values.step + i, Simd::zero());
     }
     if (p.is_signed) {
@@ -352,8 +351,8 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
         zero = Simd::add(zero, Simd::sub(x, x));
       }
       if (careful[r] || !is_finite(Simd::sum(zero))) {
-        careful_row(p, part.batch, part.head, first + r, selection, views[r], slope, delta, m.query + r * p.head_dim,
-                    m.row, m.scores + r * m.score_step, target);
+        careful_row(p, part.batch, part.head, first + r, selection, views[r], slope, delta, m.row,
+                    m.scores + r * m.score_step, target);
       } else {
         copy(output, p.value_dim, target);
       }

@@ -39,7 +39,7 @@ struct Kernels {
   void (*write)(const float*, int64_t dtype, int64_t count, void*);
 
   // Few queries against many keys: rows are the queries of all heads that share a key head. Scores (rows, keys) with
-  // their sum and the number of visible keys for every row; then, with γ·scale·mean, the part's share of the result,
+  // their sum and the number of visible keys for every row; then, with their means, the part's share of the result,
   // (rows, output_step).
   size_t (*decode_bytes)(const Problem&);
   void (*decode_scores)(const Problem&, const KeyPart&, float* scores, double* sums, int64_t* counts, void* memory);

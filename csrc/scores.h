@@ -1,4 +1,7 @@
 // M = ½ Σ|q − k| for tiles of rows and keys, by Σ|q − k| = 2 Σ max(q, k) − Σq − Σk.
+//
+// The identity loses the digits that the large common part of a feature takes. Where all keys of a feature are far from
+// zero on one side, the middle of their range is taken from keys (exactly) and queries first.
 #pragma once
 
 #include "keys.h"
@@ -7,14 +10,15 @@ namespace {
 
 constexpr int64_t kPanel = Simd::score_vectors * Simd::width;  // keys of a panel
 
-// Keys in panels of (head_dim, kPanel), zeros after the last, and ½ Σk of each.
+// Keys less their middle in panels of (head_dim, kPanel), and ½ of each key's sum. Behind the last key lies no key.
 struct KeyPanels {
   float* panels;
   float* half_sums;
+  float* middle;  // (head_dim)
 
   static KeyPanels take(Arena& arena, int64_t keys, int64_t head_dim) {
     const int64_t padded = round_up(keys, kPanel);
-    return {arena.take<float>(padded * head_dim), arena.take<float>(padded)};
+    return {arena.take<float>(padded * head_dim), arena.take<float>(padded), arena.take<float>(head_dim)};
   }
 };
 
@@ -64,14 +68,52 @@ inline void pack_panels(const Problem& p, const Strided& tensor, int64_t batch, 
   }
 }
 
+// The middle of the range of one feature's keys if they are all far from zero, else 0.
+inline float far_middle(const float* panels, int64_t head_dim, int64_t keys) {
+  float lowest = panels[0], highest = panels[0];
+  for (int64_t first = 0; first < keys; first += kPanel) {
+    const float* key = panels + first * head_dim;
+    const int64_t count = least(kPanel, keys - first);
+    int64_t j = 0;
+    if (count >= Simd::width) {
+      auto low = Simd::load(key), high = low;
+      for (; j + Simd::width <= count; j += Simd::width) {
+        low = Simd::min(low, Simd::load(key + j));
+        high = Simd::max(high, Simd::load(key + j));
+      }
+      float lows[Simd::width], highs[Simd::width];
+      Simd::store(lows, low);
+      Simd::store(highs, high);
+      for (int i = 0; i < Simd::width; i++) {
+        lowest = lows[i] < lowest ? lows[i] : lowest;
+        highest = highs[i] > highest ? highs[i] : highest;
+      }
+    }
+    for (; j < count; j++) {
+      lowest = key[j] < lowest ? key[j] : lowest;
+      highest = key[j] > highest ? key[j] : highest;
+    }
+  }
+  const float middle = 0.5f * lowest + 0.5f * highest, range = highest - lowest;
+  return is_finite(range) && (middle > range || -middle > range) ? middle : 0.0f;
+}
+
 inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const Selection& selection, KeyPanels& keys,
                       float* rows) {
   pack_panels(p, p.key, batch, key_head, selection, p.head_dim, kPanel, keys.panels, rows);
+  for (int64_t f = 0; f < p.head_dim && selection.count > 0; f++) {
+    keys.middle[f] = far_middle(keys.panels + f * kPanel, p.head_dim, selection.count);
+  }
   for (int64_t first = 0; first < selection.count; first += kPanel) {
-    const float* panel = keys.panels + first * p.head_dim;
+    float* panel = keys.panels + first * p.head_dim;
     for (int v = 0; v < Simd::score_vectors; v++) {
       auto sum = Simd::zero();
-      for (int64_t f = 0; f < p.head_dim; f++) sum = Simd::add(sum, Simd::load(panel + f * kPanel + v * Simd::width));
+      for (int64_t f = 0; f < p.head_dim; f++) {
+        float* key = panel + f * kPanel + v * Simd::width;
+        const auto moved = Simd::sub(Simd::load(key), Simd::set(keys.middle[f]));
+        Simd::store(key, moved);
+        sum = Simd::add(sum, moved);
+      }
       Simd::store(keys.half_sums + first + v * Simd::width, Simd::mul(sum, Simd::set(0.5f)));
     }
   }
@@ -147,18 +189,25 @@ inline void score_rows(const float* query, const float* half_query, const RowVie
   }
 }
 
-// `count` rows of the query one behind the other, and ½ Σq of each.
-inline void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, int64_t count, float* query,
-                         float* half_query) {
+// `count` rows of the query less the keys' middle one behind the other, and ½ of each one's sum.
+inline void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, int64_t count,
+                         const float* middle, float* query, float* half_query) {
   for (int64_t r = 0; r < count; r++) {
     float* row = query + r * p.head_dim;
     read_row(at(p.query, size_of(p.dtype), batch, head, first + r), p.query.stride[3], p.dtype, p.head_dim,
              p.head_dim, row);
     auto lanes = Simd::zero();
     int64_t f = 0;
-    for (; f + Simd::width <= p.head_dim; f += Simd::width) lanes = Simd::add(lanes, Simd::load(row + f));
+    for (; f + Simd::width <= p.head_dim; f += Simd::width) {
+      const auto moved = Simd::sub(Simd::load(row + f), Simd::load(middle + f));
+      Simd::store(row + f, moved);
+      lanes = Simd::add(lanes, moved);
+    }
     float sum = Simd::sum(lanes);
-    for (; f < p.head_dim; f++) sum += row[f];
+    for (; f < p.head_dim; f++) {
+      row[f] -= middle[f];
+      sum += row[f];
+    }
     half_query[r] = 0.5f * sum;
   }
 }
@@ -180,6 +229,11 @@ inline double sum_scores(const float* scores, const RowView& view) {
     total += Simd::sum(Simd::add(even, odd));
   }
   return total;
+}
+
+// Z = ReLU(2γ·scale·(M − mean) + δ). The difference comes first: it is 0 where M is the mean, as in a row of one key.
+inline Simd::Vector inhibition_of(Simd::Vector score, Simd::Vector mean, Simd::Vector slope, Simd::Vector delta) {
+  return Simd::max(Simd::fma(Simd::sub(score, mean), slope, delta), Simd::zero());
 }
 
 }  // namespace
