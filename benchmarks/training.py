@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from inhibitor import InhibitorConfig, convert
 from inhibitor.bench.machine import machine
-from inhibitor.distill.stages import FullObjective, LayerObjective
+from inhibitor.distill.stages import FullObjective, LayerObjective, Objective
 from inhibitor.models.attention import TEACHER
 from inhibitor.models.loading import load_pretrained
 from inhibitor.ops import cpu
@@ -136,10 +136,11 @@ def main() -> None:
     size, length = 32, 64
     inputs = {name: tensor for name, tensor in batch(size, length).items() if name != "labels"}
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])  # packed text
-    for name, build in {
+    stages: dict[str, Callable[[Any], Objective]] = {
         "layer-wise, last layer": lambda student: LayerObjective(student, encoder, 5),
         "full": lambda student: FullObjective(student, encoder),
-    }.items():
+    }
+    for name, build in stages.items():
         steps = {}
         for variant in ("student", "student, PyTorch backend"):
             objective = build(convert(load_pretrained(AutoModel, "minilm"), config))

@@ -163,7 +163,7 @@ const std::vector<const Kernels*>& available() {
 
 int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows up to which keys are read where they lie.
+// Queries up to which keys are read where they lie.
 constexpr int64_t kFew = 4;
 // Keys of a part: fixed, so that sums do not depend on the number of threads.
 constexpr int64_t kChunk = 512;
@@ -225,7 +225,7 @@ INHIBITOR_API int32_t inhibitor_forward(const Problem* problem, int64_t threads)
   const Problem& p = *problem;
   const Kernels& kernels = *chosen.load();
   if (elements(p) < kAlone) threads = 1;
-  if (p.heads / p.key_heads * p.queries <= kFew) return decode(p, threads);
+  if (p.queries <= kFew) return decode(p, threads);
   // Some parts for each thread, so that none waits long for the last; whole heads where there are many.
   const int64_t heads = p.batch * p.heads;
   int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
@@ -280,7 +280,7 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
 
   if (!direct) {
     const int64_t together = group * splits;  // parts of one key head lie side by side
-    for_each(p.batch * p.key_heads, threads, 64, [&](int64_t head, void*, int64_t*) {
+    const bool added = for_each(p.batch * p.key_heads, threads, 64, [&](int64_t head, void*, int64_t*) {
       float* sum = partial.get() + head * together * (key_size + value_size);
       for (int64_t t = 1; t < together; t++) {
         const float* other = sum + t * (key_size + value_size);
@@ -290,6 +290,7 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
       kernels.write(sum + key_size, p.dtype, value_size,
                     static_cast<char*>(p.grad_value) + head * value_size * element);
     });
+    if (!added) return 1;
   }
   for (int64_t head = 0; head < p.heads; head++) {
     double gamma = 0.0, delta = 0.0;

@@ -1,6 +1,6 @@
 // The forward pass of some rows of one head.
 //
-// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ V − Σ min(V, Z) for the unsigned one. Σ V of a block
+// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ (V − min(V, Z)) for the unsigned one. Σ V of a block
 // is added up once; what is subtracted is 0 for Z = 0 in the signed form, so such keys cost
 // nothing. Where a row sees some keys and not others before them, the visible V − clamp(V, −Z, Z) are added up.
 //
@@ -94,19 +94,14 @@ inline void pack_values(const Problem& p, int64_t batch, int64_t key_head, const
   }
 }
 
-template <bool Signed>
-inline Simd::Vector inhibited(Simd::Vector value, Simd::Vector z) {
-  return Signed ? Simd::clamp(value, z) : Simd::min(value, z);
-}
-
 // Keys of a block, counted from its first.
 struct KeyList {
   alignas(64) uint32_t key[kBlock + 16];
   int64_t count;
 };
 
-// output += Σ V of the first `count` keys − Σ inhibited(V, Z) over a list; `sums` as in ValueSlices.
-template <bool Signed, int Vectors>
+// output += Σ V of the first `count` keys − Σ clamp(V, −Z, Z) over a list; `sums` as in ValueSlices.
+template <int Vectors>
 inline void add_list(const float* values, const float* sums, int64_t sum_step, int64_t count, const float* z,
                      const KeyList& list, float* output) {
   Simd::Vector sum[Vectors];
@@ -115,7 +110,7 @@ inline void add_list(const float* values, const float* sums, int64_t sum_step, i
     const float* value = values + list.key[t] * (Vectors * Simd::width);
     const auto inhibition = Simd::set(z[list.key[t]]);
     for (int v = 0; v < Vectors; v++) {
-      sum[v] = Simd::add(sum[v], inhibited<Signed>(Simd::load(value + v * Simd::width), inhibition));
+      sum[v] = Simd::add(sum[v], Simd::clamp(Simd::load(value + v * Simd::width), inhibition));
     }
   }
   const int64_t full = count / ValueSlices::kStep;
@@ -129,28 +124,10 @@ inline void add_list(const float* values, const float* sums, int64_t sum_step, i
   }
 }
 
-// output += Σ V − inhibited(V, Z) over a list, for a row that does not see all keys between.
-template <bool Signed, int Vectors>
-inline void add_some(const float* values, const float* z, const KeyList& list, float* output) {
-  Simd::Vector sum[Vectors];
-  for (auto& vector : sum) vector = Simd::zero();
-  for (int64_t t = 0; t < list.count; t++) {
-    const float* value = values + list.key[t] * (Vectors * Simd::width);
-    const auto inhibition = Simd::set(z[list.key[t]]);
-    for (int v = 0; v < Vectors; v++) {
-      const auto x = Simd::load(value + v * Simd::width);
-      sum[v] = Simd::add(sum[v], Simd::sub(x, inhibited<Signed>(x, inhibition)));
-    }
-  }
-  for (int v = 0; v < Vectors; v++) {
-    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), sum[v]));
-  }
-}
-
 // The same over all keys of a block, where most have Z > 0: the rows share the loads.
-template <bool Signed, int Vectors, int Rows>
-inline void add_block(const float* values, int64_t keys, const float* z, int64_t z_step,
-                      const float* base, float* output, int64_t output_step) {
+template <int Vectors, int Rows>
+inline void add_block(const float* values, int64_t keys, const float* z, int64_t z_step, const float* total,
+                      float* output, int64_t output_step) {
   Simd::Vector sum[Rows][Vectors];
   for (auto& row : sum) {
     for (auto& vector : row) vector = Simd::zero();
@@ -160,15 +137,34 @@ inline void add_block(const float* values, int64_t keys, const float* z, int64_t
     for (int v = 0; v < Vectors; v++) value[v] = Simd::load(values + (j * Vectors + v) * Simd::width);
     for (int r = 0; r < Rows; r++) {
       const auto inhibition = Simd::set(z[r * z_step + j]);
-      for (int v = 0; v < Vectors; v++) sum[r][v] = Simd::add(sum[r][v], inhibited<Signed>(value[v], inhibition));
+      for (int v = 0; v < Vectors; v++) sum[r][v] = Simd::add(sum[r][v], Simd::clamp(value[v], inhibition));
     }
   }
   for (int r = 0; r < Rows; r++) {
     float* row = output + r * output_step;
     for (int v = 0; v < Vectors; v++) {
-      const auto rest = Simd::sub(Simd::load(base + v * Simd::width), sum[r][v]);
+      const auto rest = Simd::sub(Simd::load(total + v * Simd::width), sum[r][v]);
       Simd::store(row + v * Simd::width, Simd::add(Simd::load(row + v * Simd::width), rest));
     }
+  }
+}
+
+// output += what is left of V over a list: where a row does not see all keys between, and in the unsigned form, where no
+// key costs nothing and most of Σ V − Σ min(V, Z) would be the difference of two large sums.
+template <bool Signed, int Vectors>
+inline void add_some(const float* values, const float* z, const KeyList& list, float* output) {
+  Simd::Vector sum[Vectors];
+  for (auto& vector : sum) vector = Simd::zero();
+  for (int64_t t = 0; t < list.count; t++) {
+    const float* value = values + list.key[t] * (Vectors * Simd::width);
+    const auto inhibition = Simd::set(z[list.key[t]]);
+    for (int v = 0; v < Vectors; v++) {
+      const auto x = Simd::load(value + v * Simd::width);
+      sum[v] = Simd::add(sum[v], Simd::sub(x, Signed ? Simd::clamp(x, inhibition) : Simd::min(x, inhibition)));
+    }
+  }
+  for (int v = 0; v < Vectors; v++) {
+    Simd::store(output + v * Simd::width, Simd::add(Simd::load(output + v * Simd::width), sum[v]));
   }
 }
 
@@ -178,7 +174,7 @@ inline uint32_t bits_at(const Word* words, int64_t j) {
   return static_cast<uint32_t>(words[j >> 6] >> (j & 63)) & static_cast<uint32_t>((uint64_t{1} << Simd::width) - 1);
 }
 
-// Scores to Z in place; `positive` has a bit for every key that the row sees and inhibits.
+// Scores to Z in place; `positive` has a bit for every Z > 0 up to the row's limit.
 inline void inhibit(float* scores, const RowView& view, float slope, float mean, float delta, uint64_t* positive) {
   const auto factor = Simd::set(slope), middle = Simd::set(mean), shift = Simd::set(delta);
   for (int64_t first = 0; first < view.limit; first += 64) {
@@ -189,7 +185,7 @@ inline void inhibit(float* scores, const RowView& view, float slope, float mean,
       word |= static_cast<uint64_t>(Simd::bits(Simd::greater(z, Simd::zero()))) << (j - first);
     }
     if (view.limit < first + 64) word &= (uint64_t{1} << (view.limit - first)) - 1;
-    positive[first / 64] = view.bits ? word & view.bits[first / 64] : word;
+    positive[first / 64] = word;
   }
 }
 
@@ -257,20 +253,16 @@ inline void add_values(const ForwardMemory& m, const RowView* views, int64_t row
         together++;
       }
       const int64_t visible = least(end, views[r].limit);
-      if (together == Rows && (!Signed || inhibits > Simd::dense * static_cast<float>(Rows * (end - first)))) {
-        const float* base = sums + ((end - first - 1) / ValueSlices::kStep) * m.values.step;
-        add_block<Signed, Vectors, Rows>(values, end - first, z, m.score_step, base, output, m.values.step);
+      if (Signed && together == Rows && inhibits > Simd::dense * static_cast<float>(Rows * (end - first))) {
+        const float* total = sums + (end - first - 1) / ValueSlices::kStep * m.values.step;
+        add_block<Vectors, Rows>(values, end - first, z, m.score_step, total, output, m.values.step);
         r += Rows - 1;
-      } else if (views[r].bits && first < visible) {
+      } else if (first < visible && Signed && !views[r].bits) {
+        list_keys([&](int64_t j) { return bits_at(positive, j); }, first, visible, *m.list);
+        add_list<Vectors>(values, sums, m.values.step, visible - first, z, *m.list, output);
+      } else if (first < visible) {
         list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, visible, *m.list);
         add_some<Signed, Vectors>(values, z, *m.list, output);
-      } else if (first < visible) {
-        if (Signed) {
-          list_keys([&](int64_t j) { return bits_at(positive, j); }, first, visible, *m.list);
-        } else {
-          list_keys([&](int64_t j) { return views[r](j, Simd::width); }, first, visible, *m.list);
-        }
-        add_list<Signed, Vectors>(values, sums, m.values.step, visible - first, z, *m.list, output);
       }
     }
   }
@@ -353,6 +345,9 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       if (careful[r] || !is_finite(Simd::sum(zero))) {
         careful_row(p, part.batch, part.head, first + r, selection, views[r], slope, delta, m.row,
                     m.scores + r * m.score_step, target);
+        for (int64_t i = 0; i < p.value_dim && !careful[r]; i++) {  // a value is not finite: its features alone
+          if (is_finite(output[i])) target[i] = output[i];
+        }
       } else {
         copy(output, p.value_dim, target);
       }

@@ -1,7 +1,8 @@
 // M = ½ Σ|q − k| for tiles of rows and keys, by Σ|q − k| = 2 Σ max(q, k) − Σq − Σk.
 //
 // The identity loses the digits that the large common part of a feature takes. Where all keys of a feature are far from
-// zero on one side, the middle of their range is taken from keys (exactly) and queries first.
+// zero on one side, the middle of their range is taken from keys (exactly) and queries first; but only where every query
+// sees all of them, because a key out of sight must not change a bit.
 #pragma once
 
 #include "keys.h"
@@ -101,8 +102,9 @@ inline float far_middle(const float* panels, int64_t head_dim, int64_t keys) {
 inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const Selection& selection, KeyPanels& keys,
                       float* rows) {
   pack_panels(p, p.key, batch, key_head, selection, p.head_dim, kPanel, keys.panels, rows);
-  for (int64_t f = 0; f < p.head_dim && selection.count > 0; f++) {
-    keys.middle[f] = far_middle(keys.panels + f * kPanel, p.head_dim, selection.count);
+  const bool same_for_all = !p.is_causal && !selection.by_row && selection.count > 0;
+  for (int64_t f = 0; f < p.head_dim; f++) {
+    keys.middle[f] = same_for_all ? far_middle(keys.panels + f * kPanel, p.head_dim, selection.count) : 0.0f;
   }
   for (int64_t first = 0; first < selection.count; first += kPanel) {
     float* panel = keys.panels + first * p.head_dim;
@@ -189,26 +191,29 @@ inline void score_rows(const float* query, const float* half_query, const RowVie
   }
 }
 
-// `count` rows of the query less the keys' middle one behind the other, and ½ of each one's sum.
+// `count` rows of the query less the keys' middle one behind the other, and ½ of each one's sum. It is added up in the
+// order of the tiles' sums, feature by feature: the score of a query that is its key is then 0. Rows side by side, because
+// an addition takes as long as four that do not wait for it.
 inline void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, int64_t count,
                          const float* middle, float* query, float* half_query) {
   for (int64_t r = 0; r < count; r++) {
     float* row = query + r * p.head_dim;
     read_row(at(p.query, size_of(p.dtype), batch, head, first + r), p.query.stride[3], p.dtype, p.head_dim,
              p.head_dim, row);
-    auto lanes = Simd::zero();
     int64_t f = 0;
     for (; f + Simd::width <= p.head_dim; f += Simd::width) {
-      const auto moved = Simd::sub(Simd::load(row + f), Simd::load(middle + f));
-      Simd::store(row + f, moved);
-      lanes = Simd::add(lanes, moved);
+      Simd::store(row + f, Simd::sub(Simd::load(row + f), Simd::load(middle + f)));
     }
-    float sum = Simd::sum(lanes);
-    for (; f < p.head_dim; f++) {
-      row[f] -= middle[f];
-      sum += row[f];
+    for (; f < p.head_dim; f++) row[f] -= middle[f];
+  }
+  constexpr int64_t kTogether = 8;
+  for (int64_t r = 0; r < count; r += kTogether) {
+    float sums[kTogether] = {};
+    const int64_t rows = least(kTogether, count - r);
+    for (int64_t f = 0; f < p.head_dim; f++) {
+      for (int64_t i = 0; i < kTogether; i++) sums[i] += query[(r + (i < rows ? i : 0)) * p.head_dim + f];
     }
-    half_query[r] = 0.5f * sum;
+    for (int64_t i = 0; i < rows; i++) half_query[r + i] = 0.5f * sums[i];
   }
 }
 

@@ -96,18 +96,29 @@ CATALOGUE = [
     (operator, "fake result of query's shape", "(*query.shape[:3], value.shape[3])", "query.shape"),
     (operator, "fake result of query's dtype", "dtype=blocked.accumulation_dtype(query.dtype)", "dtype=query.dtype"),
     (operator, "fake gradients in float32", "new_empty(tensor.shape)", "new_empty(tensor.shape, dtype=torch.float32)"),
-    (operator, "no autograd", "attention.register_autograd(_backward, setup_context=_setup_context)\n", ""),
-    (operator, "no word on second derivatives", "attention_backward.register_autograd(_no_double_backward)", ""),
+    (
+        operator,
+        "no autograd",
+        'torch.library.register_autograd("inhibitor::attention", _backward, setup_context=_setup_context)\n',
+        "",
+    ),
+    (
+        operator,
+        "no word on second derivatives",
+        'torch.library.register_autograd("inhibitor::attention_backward", _no_double_backward)',
+        "",
+    ),
     (
         attention,
         "eta of a tensor forgotten",
-        "if isinstance(eta, Tensor) or eta != 1.0:",
-        "if not isinstance(eta, Tensor):",
+        "if isinstance(eta, Tensor) or eta != 1.0 else None",
+        "if not isinstance(eta, Tensor) else None",
     ),
     (attention, "padding counted", "masks.count(attn_mask, is_causal", "masks.count(None, is_causal"),
-    (attention, "the inverse of the length exponent", "-exponent)", "exponent)"),
+    (attention, "the inverse of the length exponent", "-exponent.to(wide)", "exponent.to(wide)"),
     (attention, "scaled by 1/head_dim", "query.shape[3] ** -0.5", "query.shape[3] ** -1.0"),
-    (attention, "half precision comes back in float32", "return total.to(query.dtype)", "return total"),
+    (attention, "half precision comes back in float32", "total * factor).to(query.dtype)", "total * factor)"),
+    (attention, "a backend asked for by name is replaced", 'if backend == "auto":', 'if backend != "torch":'),
     (
         attention,
         "one batch of mask for all",
@@ -161,6 +172,7 @@ def build(changed: ModuleType | None = None, old: str = "", new: str = "") -> Mu
     parts = {module.__name__.rpartition(".")[2]: fresh(module) for module in (blocked, operator, masks, attention)}
     parts["blocked"].CPU_TILE = 60  # type: ignore[attr-defined]
     parts["operator"].blocked = parts["blocked"]  # type: ignore[attr-defined]
+    parts["operator"].BACKENDS["torch"] = parts["blocked"]
     parts["attention"].operator, parts["attention"].masks = parts["operator"], parts["masks"]  # type: ignore[attr-defined]
     return Mutant(parts["attention"].inhibitor_attention, parts["operator"])
 
@@ -209,7 +221,7 @@ def half_precision(mutant: Mutant) -> None:
     call, _, truth = expected(Case(1, 2, 2, 3, 70, 8, 4), torch.bfloat16)
     query, key, value = call.tensors.values()
     total = mutant.operator.attention(
-        query, key, value, torch.ones(2), torch.zeros(2), None, False, True, True, 8**-0.5
+        query, key, value, torch.ones(2), torch.zeros(2), None, False, True, True, 8**-0.5, "torch"
     )
     assert relative_error(total, truth["output"].double()) <= 20 * LUCK
     assert call(attend=mutant.attend).dtype == torch.bfloat16
@@ -271,7 +283,7 @@ def empty(mutant: Mutant) -> None:
 def fake(mutant: Mutant) -> None:
     call, _, _ = expected(Case(2, 2, 2, 3, 4, 5, 6), torch.bfloat16)
     query, key, value = (tensor.to("meta") for tensor in call.tensors.values())
-    numbers = (torch.ones(2, device="meta"), torch.ones(2, device="meta"), None, False, True, True, 1.0)
+    numbers = (torch.ones(2, device="meta"), torch.ones(2, device="meta"), None, False, True, True, 1.0, "torch")
     total = mutant.operator.attention(query, key, value, *numbers)
     assert (total.shape, total.dtype) == ((2, 2, 3, 6), torch.float32)
     gradients = mutant.operator.attention_backward(total, query, key, value, *numbers)
@@ -287,7 +299,16 @@ def twice(mutant: Mutant) -> None:
         torch.autograd.grad(first.sum(), query)
 
 
-CHECKS = [values, inputs_unchanged, ties, half_precision, autocast, masked, seen, strides, empty, fake, twice]
+def asked(mutant: Mutant) -> None:
+    call, _, _ = expected(VALUES[0])  # in float64
+    try:
+        call("cpu", attend=mutant.attend)
+    except OperatorError:
+        return
+    raise AssertionError
+
+
+CHECKS = [values, inputs_unchanged, ties, half_precision, autocast, masked, seen, strides, empty, fake, twice, asked]
 
 
 def killer(mutant: Mutant) -> str | None:

@@ -14,13 +14,17 @@ from inhibitor.ops import blocked, masks
 
 LENGTHS = (0, 1, 2, 3, 17, 63, 64, 65, 127, 128, 129, 257)
 HEAD_DIMS = (1, 3, 32, 60, 64, 128)
+# Beyond the kernels' blocks of rows (32, 48, 64) and of keys (16 to 128), and features that fill no vector or many.
+MANY_ROWS = (1, 2, 5, 33, 49, 70, 130)
+MANY_KEYS = (15, 49, 300, 700)
+WIDE = (5, 16, 31, 33, 96, 200, 256)
 HEADS = ((1, 1), (4, 4), (4, 1), (4, 2))  # query heads, key heads; the last is grouped-query attention
 BATCHES = (0, 1, 3)
 PARAMETERS = ("defaults", "numbers", "shared", "per head")
 # Which dimensions of (batch, heads, queries, keys) a mask has in full; leading ones that it lacks are left out.
 MASKS = (None, *("".join(kept) for size in (1, 2, 3, 4) for kept in itertools.combinations("bhqk", size)))
 
-WORK = 1 << 20  # elements of the reference's largest tensor in a drawn case: milliseconds, not seconds
+WORK = 1 << 20  # elements of the reference's largest tensor in a drawn case: milliseconds; four times that if wide
 PIECES = (1, 3, 7, 20)
 
 # name: largest error allowed, as a share of the largest element of the true result (``relative_error``).
@@ -78,7 +82,7 @@ class Case:
         return max(1, self.work // self.pieces)
 
 
-def _draw(draw: random.Random, queries: int, keys: int) -> Case:
+def _draw(draw: random.Random, queries: int, keys: int, features: tuple[int, ...] = HEAD_DIMS) -> Case:
     while True:
         heads, key_heads = draw.choice(HEADS)
         case = Case(
@@ -87,8 +91,8 @@ def _draw(draw: random.Random, queries: int, keys: int) -> Case:
             key_heads=key_heads,
             queries=queries,
             keys=keys,
-            head_dim=draw.choice(HEAD_DIMS),
-            value_dim=draw.choice(HEAD_DIMS),
+            head_dim=draw.choice(features),
+            value_dim=draw.choice(features),
             mask=draw.choice(MASKS),
             is_causal=draw.random() < 0.3,
             center=draw.random() < 0.7,
@@ -96,15 +100,17 @@ def _draw(draw: random.Random, queries: int, keys: int) -> Case:
             parameters=draw.choice(PARAMETERS),
             pieces=draw.choice(PIECES),
         )
-        if case.work <= WORK:
+        if case.work <= WORK if features is HEAD_DIMS else 0 < case.work <= 4 * WORK:
             return case
 
 
 def sweep() -> list[Case]:
-    """Every pair of lengths twice with drawn options, then the largest shapes once."""
+    """Every pair of lengths thrice with drawn options, lengths beyond the kernels' blocks, the largest shapes once."""
     draw = random.Random(0)
     pairs = itertools.product(LENGTHS, LENGTHS)
-    drawn = [_draw(draw, queries, keys) for queries, keys in pairs for _ in range(2)]
+    drawn = [_draw(draw, queries, keys) for queries, keys in pairs for _ in range(3)]
+    pairs = itertools.product(MANY_ROWS, MANY_KEYS)
+    drawn += [_draw(draw, queries, keys, WIDE) for queries, keys in pairs for _ in range(3)]
     return [
         *drawn,
         Case(1, 1, 1, 257, 257, 64, 64, mask="bk", parameters="numbers", pieces=20),

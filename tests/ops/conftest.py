@@ -1,9 +1,9 @@
-"""The tile size as a fixture, and the largest errors of the sweep in pytest's summary."""
+"""The tile size, the instruction set and the backend as fixtures; the largest errors of the sweep in the summary."""
 
 import pytest
 import torch
 
-from inhibitor.ops import blocked
+from inhibitor.ops import blocked, cpu
 
 
 @pytest.fixture
@@ -15,6 +15,24 @@ def cut(monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
     return set_size
+
+
+@pytest.fixture(params=cpu.instruction_sets())
+def instruction_set(request):
+    """Each instruction set of this build and processor in turn."""
+    with cpu.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def backend(request):
+    """A backend by its name; "cpu-avx2" is the native kernels for AVX2."""
+    name, _, chosen = request.param.partition("-")
+    if chosen:
+        with cpu.using(chosen):
+            yield name
+    else:
+        yield name
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -8,10 +8,11 @@ import torch
 
 from inhibitor import InhibitorError, inhibitor_attention, which_backend
 from inhibitor.errors import OperatorError
-from inhibitor.ops import operator, reference
-from tests.ops.cases import TOLERANCES, Arguments, Case, arguments, relative_error
+from inhibitor.ops import cpu, operator, reference
+from tests.ops.cases import LUCK, TOLERANCES, Arguments, Case, arguments, relative_error
 
-BACKENDS = ["torch", "reference"]
+BACKENDS = [*(f"cpu-{name}" for name in cpu.instruction_sets()), "torch", "reference"]
+needs_kernels = pytest.mark.skipif(not cpu.INSTALLED, reason="the package was installed without its native kernels")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -75,8 +76,8 @@ BAD_CALLS = [
     ("is_causal None", {"is_causal": None}, "is_causal", "True or False", "NoneType"),
     ("center a word", {"center": "mean"}, "center", "True or False", "str"),
     ("signed a number", {"signed": 1.0}, "signed", "True or False", "float"),
-    ("unknown backend", {"backend": "tritn"}, "backend", "one of auto, torch, reference", "'tritn'"),
-    ("backend a list", {"backend": ["torch"]}, "backend", "one of auto, torch, reference", "['torch']"),
+    ("unknown backend", {"backend": "tritn"}, "backend", "one of auto, cpu, torch, reference", "'tritn'"),
+    ("backend a list", {"backend": ["torch"]}, "backend", "one of auto, cpu, torch, reference", "['torch']"),
 ]
 
 
@@ -103,7 +104,7 @@ def test_a_bad_call_is_refused_by_name(changed, subject, expected, got):
         ({"attn_mask": torch.zeros(3, 5)}, "additive_mask == 0"),
         ({"attn_mask": torch.ones(2, 5) > 0}, "mask[:, None, None, :]"),
         ({"key": K[:, :2], "value": K[:, :2]}, "enable_gqa=True"),
-        ({"backend": "tritn"}, "Known: auto, torch, reference."),
+        ({"backend": "tritn"}, "Known: auto, cpu, torch, reference."),
         ({"backend": "torhc"}, "Did you mean 'torch'?"),
     ],
     ids=["additive mask", "padding mask", "grouped heads", "far name", "near name"],
@@ -113,42 +114,92 @@ def test_the_remedy_is_what_to_write(changed, remedy):
         inhibitor_attention(**{"query": Q, "key": K, "value": K} | changed)
 
 
+@needs_kernels
 def test_auto_can_be_asked_what_it_uses_and_why():
     choice = which_backend(Q)
-    assert choice.name == "torch"
-    assert choice.reason == "the PyTorch backend serves every device; no native kernel for cpu is installed"
-    assert which_backend() == choice
-    assert "for meta " in which_backend(Q.to("meta")).reason
+    assert choice.name == "cpu"
+    assert choice.reason == f"native kernels for {cpu.instruction_set()}"
+    assert which_backend() == which_backend(Q, K) == choice
+    for dtype in (torch.bfloat16, torch.float16):
+        assert which_backend(Q.to(dtype)) == choice
 
 
-@pytest.mark.parametrize("name", ["auto", "torch", "reference"])
+# query, value, what keeps the native kernels from them
+NOT_NATIVE = [
+    ("float64", Q.double(), None, "the native kernels do not take torch.float64"),
+    ("another device", Q.to("meta"), None, "there is no native kernel for meta"),
+    ("wide head_dim", torch.zeros(1, 1, 1, 257), K, "the native kernels take head_dim and value_dim up to 256"),
+    ("wide value_dim", Q, torch.zeros(1, 1, 1, 257), "the native kernels take head_dim and value_dim up to 256"),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("query", "value", "reason"), [r[1:] for r in NOT_NATIVE], ids=[r[0] for r in NOT_NATIVE])
+def test_what_the_native_kernels_do_not_take_goes_to_pytorch_by_auto_and_is_refused_by_name(query, value, reason):
+    choice = which_backend(query, value)
+    assert (choice.name, choice.reason) == ("torch", reason)
+    value = query if value is None else value
+    query, value = query.expand(1, 1, 3, -1) if query.shape[0] == 1 else query[:1, :1], value[:1, :1, :1]
+    key = query[:, :, :1]
+    assert inhibitor_attention(query, key, value).shape == (1, 1, 3, value.shape[3])
+    with pytest.raises(OperatorError, match=r'can serve, got .*Pass backend="auto"') as error:
+        inhibitor_attention(query, key, value, backend="cpu")
+    assert error.value.got == reason
+
+
+def test_the_widest_tensors_for_the_native_kernels_go_there():
+    assert which_backend(torch.zeros(1, 1, 1, 256), torch.zeros(1, 1, 1, 256)).name == which_backend().name
+
+
+def test_without_native_kernels_auto_says_so_and_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu, "INSTALLED", False)
+    missing = "the package was installed without its native kernels"
+    assert (which_backend().name, which_backend().reason) == ("torch", missing)
+    with pytest.raises(OperatorError, match="pip install") as error:
+        inhibitor_attention(Q, K, K, backend="cpu")
+    assert error.value.got == missing
+    # Where kernels would not help, they are not asked for.
+    assert which_backend(Q.double()).reason == "the native kernels do not take torch.float64"
+
+
+@pytest.mark.parametrize("name", ["auto", *(["cpu"] if cpu.INSTALLED else []), "torch", "reference"])
 def test_the_backend_that_was_asked_for_runs(name, monkeypatch):
     ran: list[str] = []
 
-    for label, module in (("torch", operator), ("reference", reference)):
-        run = module.attention
+    def watch(owner, attribute, label):
+        run = getattr(owner, attribute)
 
-        def watched(*args, run=run, label=label):
+        def watched(*args):
             ran.append(label)
             return run(*args)
 
-        monkeypatch.setattr(module, "attention", watched)
+        monkeypatch.setattr(owner, attribute, watched)
 
-    inhibitor_attention(Q, K, K, backend=name)
-    assert ran == [which_backend(Q).name if name == "auto" else name]
+    watch(reference, "attention", "reference")
+    for label, module in operator.BACKENDS.items():
+        watch(module, "forward", label)
+        watch(module, "backward", label)
+
+    result = inhibitor_attention(Q.clone().requires_grad_(), K, K, backend=name)
+    chosen = which_backend(Q).name if name == "auto" else name
+    assert ran == [chosen]
+    torch.autograd.backward(result.sum())
+    assert ran == ([chosen] if name == "reference" else [chosen] * 2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("parameter", [1.5, torch.tensor(1.5), torch.ones(4, dtype=torch.float64)], ids=str)
 def test_the_result_has_the_dtype_of_query(dtype, backend, parameter):
+    if backend == "cpu" and dtype == torch.float64:
+        pytest.skip("the native kernels do not take float64")
     query, key = Q.to(dtype), K.to(dtype)
     names = ("gamma", "eta", "delta", "length_exponent")
     result = inhibitor_attention(query, key, key, backend=backend, **dict.fromkeys(names, parameter))
     assert (result.dtype, tuple(result.shape)) == (dtype, (2, 4, 3, 8))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 def test_batch_and_heads_of_size_one_are_broadcast(backend):
     full = inhibitor_attention(Q, K[:1, :1].expand(2, 4, -1, -1), K[:, :1].expand(-1, 4, -1, -1), backend=backend)
     assert torch.equal(inhibitor_attention(Q, K[:1, :1], K[:, :1], backend=backend), full)
@@ -172,7 +223,7 @@ EMPTY = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("masked", ["full", "causal", "padding"])
 @pytest.mark.parametrize(("query", "key"), EMPTY.values(), ids=EMPTY)
 def test_empty_inputs_give_zeros_and_zero_gradients(query, key, masked, backend):
@@ -206,7 +257,7 @@ def hiding(kind: str) -> tuple[Case, torch.Tensor]:
 HIDING = ["padding", "arbitrary", "padding and causal", "arbitrary and causal"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30], ids=str)
 @pytest.mark.parametrize("kind", HIDING)
 @pytest.mark.parametrize("options", [{}, {"center": False}, {"signed": False}], ids=["plain", "uncentred", "unsigned"])
@@ -229,7 +280,7 @@ def test_what_lies_in_keys_that_none_may_see_changes_no_bit(options, kind, garba
     assert not found["value"][1, :, [2, 5]].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("garbage", [NAN, INF, 1e30], ids=str)
 def test_keys_after_the_last_query_are_hidden_by_the_causal_rule(garbage, backend):
     given, grad = arguments(Case(1, 2, 2, 3, 6, 3, 4, is_causal=True), torch.float32)
@@ -243,7 +294,7 @@ def test_keys_after_the_last_query_are_hidden_by_the_causal_rule(garbage, backen
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF], ids=str)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("kind", HIDING)
@@ -272,7 +323,28 @@ def test_what_is_not_finite_reaches_all_that_may_see_it_and_nothing_else(kind, n
     assert torch.equal(found[~reached], clean[~reached])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("garbage", [NAN, INF, 1e30], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["about zero", "far from zero"])
+@pytest.mark.parametrize("kind", ["arbitrary", "causal"])
+@pytest.mark.parametrize("queries", [2, 40], ids=["few queries", "many queries"])
+def test_what_other_queries_see_changes_no_bit_of_one_that_does_not(queries, kind, offset, garbage, backend):
+    """Nor does a number so large that in a sum with it all others would be lost."""
+    case = Case(2, 2, 2, queries, 40, 3, 4, mask="bhqk" if kind == "arbitrary" else None, is_causal=kind == "causal")
+    given, _ = arguments(case, torch.float32)
+    for name in ("query", "key"):
+        given.tensors[name] += offset
+    clean = given(backend)
+    mask = given.options["attn_mask"]
+    allowed = torch.ones(queries, 40, dtype=torch.bool).tril() if mask is None else mask
+    blind = ~allowed.expand(2, 2, queries, 40)[..., 20]
+    assert blind.any()
+    assert queries == 2 or not blind.all()
+    given.tensors["key"][:, :, 20] = given.tensors["value"][:, :, 20] = garbage
+    assert torch.equal(given(backend)[blind], clean[blind])
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("name", ["gamma", "eta", "delta", "length_exponent"])
 def test_a_parameter_that_is_nan_reaches_its_head_only(name, backend):
     given, _ = arguments(Case(2, 4, 4, 3, 5, 3, 4, parameters="per head"), torch.float32)
@@ -283,7 +355,7 @@ def test_a_parameter_that_is_nan_reaches_its_head_only(name, backend):
     assert torch.equal(found[:, [0, 1, 3]], clean[:, [0, 1, 3]])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 def test_without_centring_an_infinitely_far_key_is_inhibited_whole(backend):
     key = K.clone()
     key[:, :, 2, 0] = INF
@@ -293,11 +365,11 @@ def test_without_centring_an_infinitely_far_key_is_inhibited_whole(backend):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["mask", "mask and causal"])
 def test_a_query_that_sees_no_key_gets_zero_and_passes_no_gradient_back(is_causal, backend):
     case = Case(2, 4, 2, 5, 7, 3, 4, mask="bhqk", is_causal=is_causal, parameters="per head")
-    given, grad = arguments(case)
+    given, grad = arguments(case, torch.float32 if backend == "cpu" else torch.float64)
     allowed = given.options["attn_mask"]
     allowed[0] = allowed[:, :, 2] = allowed[1, 1:3, 4] = False
     if is_causal:
@@ -318,15 +390,17 @@ def test_a_query_that_sees_no_key_gets_zero_and_passes_no_gradient_back(is_causa
     assert all(torch.equal(found[name], quiet[name]) for name in found)
 
 
-def test_a_padded_batch_equals_its_rows_unpadded():
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_a_padded_batch_equals_its_rows_unpadded(backend):
     """RELIABILITY, trap 1, at the level of the operator: every row with as many keys and queries as it has."""
-    given, _ = arguments(Case(3, 2, 2, 8, 8, 4, 4, parameters="per head"))
+    dtype, tolerance = (torch.float32, 4 * LUCK) if backend == "cpu" else (torch.float64, TOLERANCES["float64"])
+    given, _ = arguments(Case(3, 2, 2, 8, 8, 4, 4, parameters="per head"), dtype)
     lengths = (8, 5, 1)
     padding = torch.arange(8) < torch.tensor(lengths).view(3, 1, 1, 1)
     for is_causal in (False, True):
         options = given.options | {"is_causal": is_causal}
-        padded = Arguments(given.tensors, options | {"attn_mask": padding})()
+        padded = Arguments(given.tensors, options | {"attn_mask": padding})(backend)
         for row, length in enumerate(lengths):
             cut = {name: t[row : row + 1, :, :length] if t.dim() == 4 else t for name, t in given.tensors.items()}
-            alone = Arguments(cut, options)()
-            assert relative_error(padded[row : row + 1, :, :length], alone) <= TOLERANCES["float64"]
+            alone = Arguments(cut, options)(backend)
+            assert relative_error(padded[row : row + 1, :, :length], alone.double()) <= tolerance

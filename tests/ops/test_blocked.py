@@ -19,10 +19,13 @@ from tests.ops.cases import (
     HEADS,
     LENGTHS,
     LUCK,
+    MANY_KEYS,
+    MANY_ROWS,
     MASKS,
     PARAMETERS,
     SWEEP,
     TOLERANCES,
+    WIDE,
     Arguments,
     Case,
     arguments,
@@ -30,28 +33,19 @@ from tests.ops.cases import (
     separate,
     sizes,
 )
+from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, different, equal, offset_by_seven, step_two
 
 SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True, parameters="per head")
 
 
-def different(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
-    """The names whose tensors are not bit-equal."""
-    assert found.keys() == expected.keys()
-    return {name for name in expected if not torch.equal(found[name], expected[name])}
-
-
-def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    """Bit-equal, name by name."""
-    return different(found, expected) == set()
-
-
 def test_the_sweep_has_every_pair_of_lengths_and_every_option():
-    assert len(SWEEP) >= 200
-    assert {(case.queries, case.keys) for case in SWEEP} == set(itertools.product(LENGTHS, LENGTHS))
+    assert len(SWEEP) >= 500
+    lengths = {*itertools.product(LENGTHS, LENGTHS), *itertools.product(MANY_ROWS, MANY_KEYS)}
+    assert {(case.queries, case.keys) for case in SWEEP} == lengths
     for name, values in {
         "batch": BATCHES,
-        "head_dim": HEAD_DIMS,
-        "value_dim": HEAD_DIMS,
+        "head_dim": HEAD_DIMS + WIDE,
+        "value_dim": HEAD_DIMS + WIDE,
         "mask": MASKS,
         "is_causal": (False, True),
         "center": (False, True),
@@ -103,7 +97,8 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     def total(given: Arguments) -> torch.Tensor:
         query, key, value = (given.tensors[name] for name in ("query", "key", "value"))
         mask = given.options["attn_mask"]
-        result: torch.Tensor = operator.attention(query, key, value, one, zero, mask, False, True, True, 0.125)
+        options = (mask, False, True, True, 0.125, "torch")
+        result: torch.Tensor = operator.attention(query, key, value, one, zero, *options)
         return result
 
     assert total(given).dtype == torch.float32
@@ -115,7 +110,7 @@ def test_half_precision_distances_do_not_overflow():
     query = torch.full((1, 1, 1, 64), 3e4, dtype=torch.float16)
     key = torch.stack([-query[0], query[0]], 2)
     value = torch.tensor([[1.0], [2.0]], dtype=torch.float16).view(1, 1, 2, 1)
-    result = inhibitor_attention(query, key, value)
+    result = inhibitor_attention(query, key, value, backend="torch")
     assert result.item() == 2.0  # the far key is inhibited, the near one is not
 
 
@@ -150,58 +145,15 @@ def test_tile_sizes_make_tails_of_rows_and_of_heads():
     assert any(1 < count < 12 and 12 % count for count in heads)
 
 
-def _transposed(tensor: torch.Tensor) -> torch.Tensor:
-    """Heads and lengths swapped in memory, as projections leave them."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _features_first(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.mT.contiguous().mT
-
-
-def _step_two(tensor: torch.Tensor) -> torch.Tensor:
-    wide = torch.full((*tensor.shape[:2], 2 * tensor.shape[2], 2 * tensor.shape[3]), torch.nan, dtype=tensor.dtype)
-    wide[:, :, ::2, 1::2] = tensor
-    return wide[:, :, ::2, 1::2]
-
-
-def _offset(tensor: torch.Tensor) -> torch.Tensor:
-    flat = torch.cat([torch.full((7,), torch.nan, dtype=tensor.dtype), tensor.flatten()])
-    return flat[7:].view(tensor.shape)
-
-
-def _batch_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:1].expand(tensor.shape)
-
-
-def _heads_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:, :1].expand(tensor.shape)
-
-
-def _length_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:, :, :1].expand(tensor.shape)
-
-
-LAYOUTS = [
-    _transposed,
-    _features_first,
-    _step_two,
-    _offset,
-    _batch_of_stride_zero,
-    _heads_of_stride_zero,
-    _length_of_stride_zero,
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__[1:])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_change_no_bit_and_no_input_is_written_to(layout, dtype, cut):
     cut(500)
     given, grad = arguments(SMALL, dtype)
-    mask = layout(given.options["attn_mask"]) if layout is not _step_two else given.options["attn_mask"]
+    mask = layout(given.options["attn_mask"]) if layout is not step_two else given.options["attn_mask"]
     options = given.options | {"attn_mask": mask}
     strided = {name: layout(tensor) if tensor.dim() == 4 else tensor for name, tensor in given.tensors.items()}
-    assert layout is _offset or not strided["query"].is_contiguous()
+    assert layout is offset_by_seven or not strided["query"].is_contiguous()
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in strided.items()}
     grad = layout(grad)
     inputs = [*leaves.values(), mask, grad]
@@ -226,11 +178,8 @@ def test_strides_change_no_bit_and_no_input_is_written_to(layout, dtype, cut):
 @pytest.mark.parametrize("offset", [2**31 - 1, 2**31, 2**31 + 1])
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 def test_elements_beyond_two_to_the_31st_are_found(name, offset):
-    """4 GiB of address space, of which a few pages are touched."""
     given, grad = arguments(Case(1, 1, 1, 3, 3, 4, 4), torch.bfloat16)
-    vast = torch.empty(offset + 8, dtype=torch.bfloat16)
-    far = vast.as_strided((1, 1, 3, 4), (0, 0, offset // 2, 1), offset - 2 * (offset // 2))
-    far.copy_(given.tensors[name])
+    far = beyond_two_to_the_31st(given.tensors[name], offset)
     moved = Arguments(given.tensors | {name: far}, given.options)
     assert torch.equal(moved(), given())
     leaf = far.detach().requires_grad_()

@@ -93,27 +93,29 @@ def test_ties_choose_as_autograd_of_the_reference_does(signed, center, rule):
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "gamma", "delta"])
-def test_a_second_derivative_is_refused_and_says_what_to_do(name):
-    given, _ = arguments(Case(1, 2, 2, 3, 4, 3, 2, parameters="per head"))
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_second_derivative_is_refused_and_says_what_to_do(backend, name):
+    given, _ = arguments(Case(1, 2, 2, 3, 4, 3, 2, parameters="per head"), torch.float32)
     leaf = given.tensors[name].requires_grad_()
-    (first,) = torch.autograd.grad(given().pow(2).sum(), leaf, create_graph=True)
+    (first,) = torch.autograd.grad(given(backend).pow(2).sum(), leaf, create_graph=True)
     with pytest.raises(OperatorError, match=r'expected a first derivative.*backend="reference" can be') as error:
         torch.autograd.grad(first.sum(), leaf)
     assert error.value.subject == "inhibitor_attention"
 
 
-def test_only_what_needs_a_gradient_gets_one():
-    given, _ = arguments(Case(1, 2, 2, 3, 4, 3, 2))
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_only_what_needs_a_gradient_gets_one(backend):
+    given, _ = arguments(Case(1, 2, 2, 3, 4, 3, 2), torch.float32)
     key, query = given.tensors["key"].requires_grad_(), given.tensors["query"]
-    torch.autograd.backward(given().sum())
+    torch.autograd.backward(given(backend).sum())
     assert key.grad is not None
     assert query.grad is None
     with torch.no_grad():
-        assert not given().requires_grad
+        assert not given(backend).requires_grad
 
 
 def test_gradients_reach_a_tensor_that_is_query_key_and_value_at_once():
     x = torch.randn(1, 2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    found = torch.autograd.grad(inhibitor_attention(x, x, x, delta=0.5).sum(), x)[0]
+    found = torch.autograd.grad(inhibitor_attention(x, x, x, delta=0.5, backend="torch").sum(), x)[0]
     expected = torch.autograd.grad(inhibitor_attention(x, x, x, delta=0.5, backend="reference").sum(), x)[0]
     assert relative_error(found, expected) <= TOLERANCES["float64"]

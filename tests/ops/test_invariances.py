@@ -7,8 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inhibitor.ops import blocked, masks
-from tests.ops.cases import HEADS, MASKS, PARAMETERS, TOLERANCES, Arguments, Case, arguments, relative_error
+from inhibitor.ops import blocked, cpu, masks
+from tests.ops.cases import (
+    HEADS,
+    LUCK,
+    MASKS,
+    PARAMETERS,
+    TOLERANCES,
+    Arguments,
+    Case,
+    arguments,
+    relative_error,
+    sizes,
+)
 
 EXAMPLES = 100  # for each property: 1200 cases in all
 
@@ -207,3 +218,95 @@ def test_eta_scales_the_result(case, seed):
     factors = torch.tensor([0.0, 1.5, -2.0, 1.0], dtype=torch.float64)[: case.heads]
     assert_equal(changed(plain, {"eta": factors})(), plain() * factors.view(-1, 1, 1))
     assert_equal(changed(plain, {"eta": -0.5})(), plain() * -0.5)
+
+
+# The native kernels in float32: 250 cases for each of four properties, more lengths than fill a vector among them.
+native = pytest.mark.skipif(not cpu.INSTALLED, reason="the package was installed without its native kernels")
+some = st.integers(1, 40)
+native_cases = st.builds(
+    lambda heads, **rest: Case(heads=heads[0], key_heads=heads[1], **rest),
+    heads=st.sampled_from(HEADS),
+    batch=st.integers(1, 3),
+    queries=some,
+    keys=some,
+    head_dim=some,
+    value_dim=some,
+    mask=st.sampled_from(MASKS),
+    is_causal=flag,
+    center=flag,
+    signed=flag,
+    parameters=st.sampled_from(PARAMETERS),
+)
+
+
+def random_native_cases(test):
+    """The instruction sets in turn, by the seed."""
+
+    def each(case, seed):
+        names = cpu.instruction_sets()
+        with cpu.using(names[seed % len(names)]):
+            test(case, seed)
+
+    each.__name__ = test.__name__
+    return native(
+        settings(max_examples=250, deadline=None, derandomize=True, database=None)(given(native_cases, seeds)(each))
+    )
+
+
+def assert_close(case: Case, call: Arguments, found: torch.Tensor, expected: torch.Tensor, grad: torch.Tensor) -> None:
+    assert relative_error(found, expected.double(), sizes(case, call, grad)["output"]) <= 4 * LUCK
+
+
+@random_native_cases
+def test_native_the_order_of_the_keys_does_not_matter(case, seed):
+    call, grad = arguments(case, torch.float32, seed)
+    call = changed(call, {"attn_mask": dense_mask(case, call), "is_causal": False})
+    order = torch.randperm(case.keys, generator=torch.Generator().manual_seed(seed))
+    key, value = (call.tensors[name][:, :, order] for name in ("key", "value"))
+    permuted = changed(call, {"attn_mask": call.options["attn_mask"][..., order]}, key=key, value=value)
+    assert_close(case, call, permuted("cpu"), call("cpu"), grad)
+
+
+@random_native_cases
+def test_native_a_batch_is_its_rows_to_the_last_bit(case, seed):
+    call, grad = arguments(case, torch.float32, seed)
+    call = changed(call, {"attn_mask": dense_mask(case, call)})
+    rows = []
+    for row in range(case.batch):
+        tensors = {name: call.tensors[name][row : row + 1] for name in ("query", "key", "value")}
+        alone = changed(call, {"attn_mask": call.options["attn_mask"][row : row + 1]}, **tensors)
+        rows.append(alone.with_gradients(grad[row : row + 1], "cpu"))
+    for name, tensor in call.with_gradients(grad, "cpu").items():
+        if tensor.dim() == 4:
+            assert torch.equal(torch.cat([found[name] for found in rows]), tensor), name
+
+
+@random_native_cases
+def test_native_heads_are_apart_to_the_last_bit(case, seed):
+    call, _ = arguments(case, torch.float32, seed)
+    allowed, together = dense_mask(case, call), call("cpu")
+    for head in range(case.heads):
+        key_head = head * case.key_heads // case.heads
+        tensors = {name: call.tensors[name][:, key_head : key_head + 1] for name in ("key", "value")}
+        tensors["query"] = call.tensors["query"][:, head : head + 1]
+        for name in set(call.tensors) - set(tensors):
+            parameter = call.tensors[name]
+            tensors[name] = parameter[head : head + 1] if parameter.numel() > 1 else parameter
+        alone = changed(call, {"attn_mask": allowed[:, head : head + 1]}, **tensors)
+        assert torch.equal(alone("cpu"), together[:, head : head + 1])
+
+
+@random_native_cases
+def test_native_padding_changes_nothing(case, seed):
+    call, grad = arguments(case, torch.float32, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        more = 100 * torch.randn(*tensor.shape[:2], rows, tensor.shape[3], generator=generator, dtype=tensor.dtype)
+        return torch.cat([tensor, more], 2)
+
+    tensors = {"query": pad(call.tensors["query"], 2), "key": pad(call.tensors["key"], 3)}
+    tensors["value"] = pad(call.tensors["value"], 3)
+    allowed = torch.nn.functional.pad(dense_mask(case, call), (0, 3, 0, 2), value=False)
+    padded = changed(call, {"attn_mask": allowed}, **tensors)
+    assert_close(case, call, padded("cpu")[:, :, : case.queries], call("cpu"), grad)

@@ -10,6 +10,7 @@ import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from inhibitor import inhibitor_attention
+from inhibitor.ops import cpu
 from tests.ops.cases import Case, arguments
 
 HALF = (torch.bfloat16, torch.float16)
@@ -24,15 +25,16 @@ SAMPLES = {
     "no keys": Case(2, 2, 2, 5, 0, 4, 3),
     "no batch": Case(0, 2, 2, 5, 7, 4, 3),
 }
+BACKENDS = ["cpu", "torch"] if cpu.INSTALLED else ["torch"]
 CALLS = [
-    *((name, torch.float32, "contiguous") for name in SAMPLES),
-    ("grouped", torch.float64, "strided"),
-    ("mask", torch.float32, "strided"),
-    *(("both", dtype, "strided") for dtype in HALF),
+    *((name, torch.float32, "contiguous", backend) for name in SAMPLES for backend in BACKENDS),
+    ("grouped", torch.float64, "strided", "torch"),
+    *(("mask", torch.float32, "strided", backend) for backend in BACKENDS),
+    *(("both", dtype, "strided", backend) for dtype in HALF for backend in BACKENDS),
 ]
 
 
-def inputs(name: str, dtype: torch.dtype, layout: str, requires_grad: bool) -> tuple[Any, ...]:
+def inputs(name: str, dtype: torch.dtype, layout: str, backend: str, requires_grad: bool) -> tuple[Any, ...]:
     """What the registered operator takes."""
     case = SAMPLES[name]
     given, _ = arguments(case, dtype)
@@ -44,17 +46,18 @@ def inputs(name: str, dtype: torch.dtype, layout: str, requires_grad: bool) -> t
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape)).expand(-1, -1, -1, case.keys)
     tensors = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
-    return (*tensors, mask, case.is_causal, case.center, case.signed, 0.5)
+    return (*tensors, mask, case.is_causal, case.center, case.signed, 0.5, backend)
 
 
-@pytest.mark.parametrize(("name", "dtype", "layout"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
-def test_opcheck_of_the_operator(name, dtype, layout):
-    torch.library.opcheck(torch.ops.inhibitor.attention.default, inputs(name, dtype, layout, requires_grad=True))
+@pytest.mark.parametrize(("name", "dtype", "layout", "backend"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
+def test_opcheck_of_the_operator(name, dtype, layout, backend):
+    given = inputs(name, dtype, layout, backend, requires_grad=True)
+    torch.library.opcheck(torch.ops.inhibitor.attention.default, given)
 
 
-@pytest.mark.parametrize(("name", "dtype", "layout"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
-def test_opcheck_of_its_backward(name, dtype, layout):
-    tensors = inputs(name, dtype, layout, requires_grad=False)
+@pytest.mark.parametrize(("name", "dtype", "layout", "backend"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
+def test_opcheck_of_its_backward(name, dtype, layout, backend):
+    tensors = inputs(name, dtype, layout, backend, requires_grad=False)
     grad = torch.randn(*tensors[0].shape[:3], tensors[2].shape[3])
     torch.library.opcheck(torch.ops.inhibitor.attention_backward.default, (grad.to(dtype), *tensors))
 
@@ -140,7 +143,7 @@ def test_numbers_and_flags_compile(options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_autocast_changes_nothing(dtype, backend):
     given, grad = arguments(Case(2, 4, 2, 17, 33, 32, 8, mask="bk", parameters="per head"), dtype)
     expected = given.with_gradients(grad, backend)

@@ -131,7 +131,9 @@ def inhibitor_attention(
     if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
         exponent = _per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
         count = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
-        weight = torch.pow(count.to(total.dtype), -exponent)
+        # In float64 on the CPU: float32's pow differs in the last bit with an element's place in memory.
+        wide = torch.float64 if query.device.type == "cpu" else total.dtype
+        weight = torch.pow(count.to(wide), -exponent.to(wide)).to(total.dtype)
         factor = weight if factor is None else factor * weight
     return (total if factor is None else total * factor).to(query.dtype)
 

@@ -92,7 +92,7 @@ def _choose(name: str | None) -> None:
 
 def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
     """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = torch.empty((*query.shape[:3], value.shape[3]))
+    output = torch.empty((*query.shape[:3], value.shape[3]), dtype=torch.float32, device="cpu")
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     gamma, delta = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
@@ -104,8 +104,8 @@ def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments."""
-    results = tuple(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (query, key, value))
-    sums = torch.empty(query.shape[1]), torch.empty(query.shape[1])
+    results = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in (query, key, value))
+    sums = tuple(torch.empty(query.shape[1], dtype=torch.float32, device="cpu") for _ in range(2))
     if 0 in (*query.shape[:3], *key.shape[:3]):
         for tensor in (*results, *sums):
             tensor.zero_()

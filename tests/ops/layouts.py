@@ -1,0 +1,67 @@
+"""The same numbers laid out otherwise in memory, and results compared bit by bit."""
+
+import torch
+
+
+def different(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
+    """The names whose tensors are not bit-equal."""
+    assert found.keys() == expected.keys()
+    return {name for name in expected if not torch.equal(found[name], expected[name])}
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Bit-equal, name by name."""
+    return different(found, expected) == set()
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """Heads and lengths swapped in memory, as projections leave them."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def features_first(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.mT.contiguous().mT
+
+
+def step_two(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.full((*tensor.shape[:2], 2 * tensor.shape[2], 2 * tensor.shape[3]), torch.nan, dtype=tensor.dtype)
+    wide[:, :, ::2, 1::2] = tensor
+    return wide[:, :, ::2, 1::2]
+
+
+def offset_by_seven(tensor: torch.Tensor) -> torch.Tensor:
+    flat = torch.cat([torch.full((7,), torch.nan, dtype=tensor.dtype), tensor.flatten()])
+    return flat[7:].view(tensor.shape)
+
+
+def batch_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1].expand(tensor.shape)
+
+
+def heads_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:, :1].expand(tensor.shape)
+
+
+def length_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:, :, :1].expand(tensor.shape)
+
+
+LAYOUTS = [
+    transposed,
+    features_first,
+    step_two,
+    offset_by_seven,
+    batch_of_stride_zero,
+    heads_of_stride_zero,
+    length_of_stride_zero,
+]
+
+
+def beyond_two_to_the_31st(tensor: torch.Tensor, offset: int) -> torch.Tensor:
+    """A copy of (1, 1, 3, features) whose last row begins ``offset`` elements into its storage.
+
+    It takes 4 GiB or more of address space, of which a few pages are touched.
+    """
+    vast = torch.empty(offset + tensor.shape[3] + 4, dtype=tensor.dtype)
+    far = vast.as_strided(tensor.shape, (0, 0, offset // 2, 1), offset - 2 * (offset // 2))
+    return far.copy_(tensor)
