@@ -31,8 +31,9 @@ from inhibitor.ops import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ((16, 128), (32, 64), (4, 512))  # batch, length
-ROUNDS = 7
-SLOW_ROUNDS = 2  # of the PyTorch backend
+ROUNDS = 9
+SLOW = "student, PyTorch backend"
+SLOW_ROUNDS = 2
 
 
 @contextmanager
@@ -74,23 +75,25 @@ def stepper(model: nn.Module, inputs: dict[str, torch.Tensor], bf16: bool) -> Ca
 
 
 def measure(steps: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Seconds of every step, taken in turn after one that does not count."""
+    """Seconds of every step, taken in turn; then, by itself, the PyTorch backend, which would disturb the others."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(ROUNDS + 1):
-        for name, step in steps.items():
-            slow = name.endswith("PyTorch backend")
-            if slow and round_ > SLOW_ROUNDS:
-                continue
-            start = time.perf_counter()
-            if slow:
-                with pytorch_backend():
-                    loss = step()
-            else:
-                loss = step()
-            if round_:
-                times[name].append(time.perf_counter() - start)
-            if loss != loss:
-                raise ArithmeticError(f"{name}: the loss is not a number")
+
+    def take(name: str) -> float:
+        start = time.perf_counter()
+        loss = steps[name]()
+        if loss != loss:
+            raise ArithmeticError(f"{name}: the loss is not a number")
+        return time.perf_counter() - start
+
+    fast = [name for name in steps if name != SLOW]
+    for _ in range(2):  # not counted
+        for name in fast:
+            take(name)
+    for _ in range(ROUNDS):
+        for name in fast:
+            times[name].append(take(name))
+    with pytorch_backend():
+        times[SLOW] = [take(SLOW) for _ in range(SLOW_ROUNDS + 1)][1:]
     return times
 
 
@@ -101,7 +104,7 @@ def report(times: dict[str, list[float]], tokens: int) -> dict[str, Any]:
         middle = statistics.median(seconds)
         found[name] = {"ms": round(1000 * middle, 1), "tokens_per_second": round(tokens / middle)}
         for other in times:
-            if other.startswith("teacher") and not name.startswith("teacher"):
+            if other.startswith("teacher") and name == "student":
                 pairs = [a / b for a, b in zip(seconds, times[other], strict=False)]
                 found[name][f"ratio to {other}"] = round(statistics.median(pairs), 3)
     return found
@@ -127,7 +130,7 @@ def main() -> None:
                 "teacher": copy.deepcopy(classifier),
                 "teacher without attention dropout": copy.deepcopy(no_dropout),
                 "student": convert(copy.deepcopy(classifier), config),
-                "student, PyTorch backend": convert(copy.deepcopy(classifier), config),
+                SLOW: convert(copy.deepcopy(classifier), config),
             }
             steps = {name: stepper(model.train(), inputs, bf16) for name, model in models.items()}
             key = f"{size}x{length} {'bfloat16 linear layers' if bf16 else 'float32'}"
@@ -142,7 +145,7 @@ def main() -> None:
     }
     for name, build in stages.items():
         steps = {}
-        for variant in ("student", "student, PyTorch backend"):
+        for variant in ("student", SLOW):
             objective = build(convert(load_pretrained(AutoModel, "minilm"), config))
             objective.unfreeze()
             steps[variant] = stepper(objective, inputs, True)

@@ -251,9 +251,8 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
     std::memset(m.grad_query_rows, 0, static_cast<size_t>(rows * m.head_step) * 4);
     distance_gradients(m, views, rows);
     for (int64_t r = 0; r < rows; r++) {
-      const int64_t row = (part.batch * p.heads + part.head) * p.queries + first + r;
       write_row(m.grad_query_rows + r * m.head_step, p.dtype, p.head_dim,
-                static_cast<char*>(p.grad_query) + row * p.head_dim * size);
+                at(p.grad_query, size, part.batch, part.head, first + r));
     }
   }
 
@@ -266,11 +265,11 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
     for (int64_t f = 0; f < p.value_dim; f++) {
       m.row[f] = selected ? m.grad_value_panels[panel * p.value_dim + f * kLane + next % kLane] : 0.0f;
     }
-    write_row(m.row, result.dtype, p.value_dim, static_cast<char*>(result.value) + j * p.value_dim * result_size);
+    write_row(m.row, result.dtype, p.value_dim, result.value + j * result.value_step * result_size);
     for (int64_t f = 0; f < p.head_dim; f++) {
       m.row[f] = selected ? -m.grad_key_rows[next * m.head_step + f] : 0.0f;
     }
-    write_row(m.row, result.dtype, p.head_dim, static_cast<char*>(result.key) + j * p.head_dim * result_size);
+    write_row(m.row, result.dtype, p.head_dim, result.key + j * result.key_step * result_size);
     next += selected;
   }
 }

@@ -161,6 +161,11 @@ const std::vector<const Kernels*>& available() {
   return found;
 }
 
+// The first row of a head.
+char* head_of(const Strided& tensor, int64_t element, int64_t batch, int64_t head) {
+  return static_cast<char*>(tensor.data) + (batch * tensor.stride[0] + head * tensor.stride[1]) * element;
+}
+
 int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Queries up to which keys are read where they lie.
@@ -208,7 +213,9 @@ int32_t decode(const Problem& p, int64_t threads) {
   });
   if (!added) return 1;
   for (int64_t row = 0; row < heads * rows; row++) {
-    float* target = p.output + row * p.value_dim;  // the rows of a key head lie side by side there as well
+    const int64_t head = row / p.queries, query = row % p.queries;  // rows of a key head are its heads' queries
+    char* place = head_of(p.output, 4, head / p.heads, head % p.heads) + query * p.output.stride[2] * 4;
+    float* target = reinterpret_cast<float*>(place);
     for (int64_t f = 0; f < p.value_dim; f++) target[f] = 0.0f;
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
       const float* part = outputs.get() + ((row / rows * chunks + chunk) * rows + row % rows) * step;
@@ -226,11 +233,11 @@ INHIBITOR_API int32_t inhibitor_forward(const Problem* problem, int64_t threads)
   const Kernels& kernels = *chosen.load();
   if (elements(p) < kAlone) threads = 1;
   if (p.queries <= kFew) return decode(p, threads);
-  // Some parts for each thread, so that none waits long for the last; whole heads where there are many.
+  // Some parts for each thread, so that none waits long for the last; but every part packs the keys of its head anew.
   const int64_t heads = p.batch * p.heads;
+  const int64_t blocks = divide(p.queries, 32), most = heads < threads ? blocks : divide(blocks, 4);
   int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
-  const int64_t blocks = divide(p.queries, 32);
-  splits = splits < blocks ? splits : blocks;
+  splits = splits < most ? splits : most;
   const int64_t rows = divide(blocks, splits) * 32;
   splits = divide(p.queries, rows);
   const bool done = for_each(heads * splits, threads, kernels.forward_bytes(p),
@@ -268,11 +275,17 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
     const int64_t end = begin + rows < p.queries ? begin + rows : p.queries;
     KeyGradients& result = results[item];
     if (direct) {
-      result = {static_cast<char*>(p.grad_key) + head * key_size * element,
-                static_cast<char*>(p.grad_value) + head * value_size * element, p.dtype, 0.0, 0.0};
+      result = {head_of(p.grad_key, element, head / p.heads, head % p.heads),
+                head_of(p.grad_value, element, head / p.heads, head % p.heads),
+                p.grad_key.stride[2],
+                p.grad_value.stride[2],
+                p.dtype,
+                0.0,
+                0.0};
     } else {
       float* sums = partial.get() + item * (key_size + value_size);
-      result = {sums, sums + key_size, kFloat32, 0.0, 0.0};
+      result = {reinterpret_cast<char*>(sums), reinterpret_cast<char*>(sums + key_size), p.head_dim, p.value_dim,
+                kFloat32,                      0.0,                                      0.0};
     }
     kernels.backward(p, {head / p.heads, head % p.heads, begin, end}, result, data);
   };
@@ -286,9 +299,14 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
         const float* other = sum + t * (key_size + value_size);
         for (int64_t i = 0; i < key_size + value_size; i++) sum[i] += other[i];
       }
-      kernels.write(sum, p.dtype, key_size, static_cast<char*>(p.grad_key) + head * key_size * element);
-      kernels.write(sum + key_size, p.dtype, value_size,
-                    static_cast<char*>(p.grad_value) + head * value_size * element);
+      const int64_t batch = head / p.key_heads, key_head = head % p.key_heads;
+      char* key = head_of(p.grad_key, element, batch, key_head);
+      char* value = head_of(p.grad_value, element, batch, key_head);
+      for (int64_t j = 0; j < p.keys; j++) {
+        kernels.write(sum + j * p.head_dim, p.dtype, p.head_dim, key + j * p.grad_key.stride[2] * element);
+        kernels.write(sum + key_size + j * p.value_dim, p.dtype, p.value_dim,
+                      value + j * p.grad_value.stride[2] * element);
+      }
     });
     if (!added) return 1;
   }

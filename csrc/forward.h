@@ -1,8 +1,8 @@
 // The forward pass of some rows of one head.
 //
-// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ (V − min(V, Z)) for the unsigned one. Σ V of a block
-// is added up once; what is subtracted is 0 for Z = 0 in the signed form, so such keys cost
-// nothing. Where a row sees some keys and not others before them, the visible V − clamp(V, −Z, Z) are added up.
+// H = Σ V − Σ clamp(V, −Z, Z) for the signed form, Σ (V − min(V, Z)) for the unsigned one. Σ V is added up once for all
+// rows; a key with Z = 0 has nothing to subtract and costs nothing. Where a row sees some keys and not others before
+// them, the visible V − clamp(V, −Z, Z) are added up.
 //
 // Every row's sums run over the same keys in the same order whatever rows are worked on beside it.
 #pragma once
@@ -336,7 +336,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
     }
     for (int64_t r = 0; r < rows; r++) {
       float* output = m.output + r * m.values.step;
-      float* target = p.output + ((part.batch * p.heads + part.head) * p.queries + first + r) * p.value_dim;
+      float* target = reinterpret_cast<float*>(at(p.output, 4, part.batch, part.head, first + r));
       auto zero = Simd::zero();  // x − x is 0 for what is finite
       for (int64_t f = 0; f < m.values.step; f += Simd::width) {
         const auto x = Simd::load(output + f);

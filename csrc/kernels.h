@@ -13,8 +13,8 @@ struct Part {
 
 // Where the gradients of one part's keys and values go: rows of the tensors themselves, or of a partial sum.
 struct KeyGradients {
-  void* key;    // (keys, head_dim), contiguous
-  void* value;  // (keys, value_dim), contiguous
+  char *key, *value;  // rows of head_dim and of value_dim
+  int64_t key_step, value_step;  // from row to row, in elements
   int64_t dtype;
   double gamma, delta;  // filled in
 };

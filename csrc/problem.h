@@ -5,7 +5,7 @@
 
 // Four dimensions, strides in elements; (batch, heads, length, features) or, for a mask, (batch, heads, queries, keys).
 struct Strided {
-  const void* data;
+  void* data;
   int64_t stride[4];
 };
 
@@ -21,11 +21,9 @@ struct Problem {
   Strided mask;         // bytes, 0 = hidden; data null: everything is visible
   const float* gamma;   // (heads)
   const float* delta;   // (heads)
-  float* output;        // (batch, heads, queries, value_dim), contiguous
+  Strided output;       // float32; here and in the gradients features lie side by side
   Strided grad_output;  // float32
-  void* grad_query;     // contiguous, like the three below in the inputs' dtype
-  void* grad_key;
-  void* grad_value;
+  Strided grad_query, grad_key, grad_value;  // in the inputs' dtype
   float* grad_gamma;  // (heads)
   float* grad_delta;  // (heads)
 };

@@ -61,8 +61,8 @@ inline uint16_t to_float16(float x) {
   return static_cast<uint16_t>(sign | (bits >> 13));
 }
 
-inline const char* at(const Strided& tensor, int64_t element_size, int64_t a, int64_t b, int64_t c) {
-  return static_cast<const char*>(tensor.data) +
+inline char* at(const Strided& tensor, int64_t element_size, int64_t a, int64_t b, int64_t c) {
+  return static_cast<char*>(tensor.data) +
          (a * tensor.stride[0] + b * tensor.stride[1] + c * tensor.stride[2]) * element_size;
 }
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
 ]
-EXAMPLES = ("inhibitor.ops.attention", "inhibitor.models.convert")
+EXAMPLES = ("inhibitor.ops.attention", "inhibitor.ops.cpu", "inhibitor.models.convert")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

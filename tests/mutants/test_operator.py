@@ -95,7 +95,12 @@ CATALOGUE = [
     (blocked, "heads grouped the other way", 'torch.div(index, groups, rounding_mode="floor")', "index % key.shape[0]"),
     (operator, "fake result of query's shape", "(*query.shape[:3], value.shape[3])", "query.shape"),
     (operator, "fake result of query's dtype", "dtype=blocked.accumulation_dtype(query.dtype)", "dtype=query.dtype"),
-    (operator, "fake gradients in float32", "new_empty(tensor.shape)", "new_empty(tensor.shape, dtype=torch.float32)"),
+    (
+        operator,
+        "fake gradients in float32",
+        "(tensor.new_empty(tensor.shape) for tensor in inputs[:5])",
+        "(tensor.new_empty(tensor.shape, dtype=torch.float32) for tensor in inputs[:5])",
+    ),
     (
         operator,
         "no autograd",

@@ -22,7 +22,7 @@ from inhibitor.ops.blocked import Options
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGEST_DIM = 256  # of head_dim and value_dim
 _TORCH_LIBRARIES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
-_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q q 5q 3q 2q")  # csrc/problem.h
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q 5q 5q 5q 5q 5q 2q")  # csrc/problem.h
 _NOTHING = (0, 0, 0, 0, 0)
 
 
@@ -90,13 +90,27 @@ def _choose(name: str | None) -> None:
         _LIBRARY.inhibitor_choose(name.encode())
 
 
+def empty_result(query: Tensor, value: Tensor) -> Tensor:
+    """A result to be written: (batch, heads, queries, value_dim), in memory with the heads of a query side by side.
+
+    So lies what ``scaled_dot_product_attention`` returns, and what follows in a model can be a view of it.
+    """
+    batch, heads, queries, _ = query.shape
+    return query.new_empty((batch, queries, heads, value.shape[3]), dtype=torch.float32).transpose(1, 2)
+
+
+def empty_gradient(tensor: Tensor) -> Tensor:
+    """A gradient to be written, in memory as the tensor itself lies if its features lie side by side."""
+    return torch.empty_like(tensor) if tensor.stride(3) == 1 else tensor.new_empty(tensor.shape)
+
+
 def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
     """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = torch.empty((*query.shape[:3], value.shape[3]), dtype=torch.float32, device="cpu")
+    output = empty_result(query, value)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     gamma, delta = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
-    _call("inhibitor_forward", query, key, value, gamma, delta, options, output.data_ptr(), _NOTHING, _NOTHING)
+    _call("inhibitor_forward", query, key, value, gamma, delta, options, _strided(output))
     return output
 
 
@@ -104,7 +118,7 @@ def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments."""
-    results = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in (query, key, value))
+    results = tuple(empty_gradient(tensor) for tensor in (query, key, value))
     sums = tuple(torch.empty(query.shape[1], dtype=torch.float32, device="cpu") for _ in range(2))
     if 0 in (*query.shape[:3], *key.shape[:3]):
         for tensor in (*results, *sums):
@@ -112,8 +126,9 @@ def backward(
     else:
         slope, shift = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
         grad = grad.to(torch.float32)
-        targets = tuple(tensor.data_ptr() for tensor in (*results, *sums))
-        _call("inhibitor_backward", query, key, value, slope, shift, options, 0, _strided(grad), targets)
+        gradients = (number for tensor in results for number in _strided(tensor))
+        targets = (*_strided(grad), *gradients, *(tensor.data_ptr() for tensor in sums))
+        _call("inhibitor_backward", query, key, value, slope, shift, options, _NOTHING, targets)
     grad_query, grad_key, grad_value = results
     return grad_query, grad_key, grad_value, sums[0].to(gamma.dtype), sums[1].to(delta.dtype)
 
@@ -130,9 +145,8 @@ def _call(
     gamma: Tensor,
     delta: Tensor,
     options: Options,
-    output: int,
-    grad: tuple[int, ...],
-    targets: tuple[int, ...],
+    output: tuple[int, ...],
+    backward: tuple[int, ...] = (0,) * 22,
 ) -> None:
     batch, heads, queries, head_dim = query.shape
     key_heads, keys, value_dim = value.shape[1:]
@@ -143,7 +157,7 @@ def _call(
         *(batch, heads, key_heads, queries, keys, head_dim, value_dim, DTYPES[query.dtype]),
         *(options.is_causal, options.center, options.signed, options.scale),
         *(*_strided(query), *_strided(key), *_strided(value), *(_NOTHING if mask is None else _strided(mask))),
-        *(gamma.data_ptr(), delta.data_ptr(), output, *grad, *targets),
+        *(gamma.data_ptr(), delta.data_ptr(), *output, *backward),
     )
     failed = getattr(_LIBRARY, function)(problem, torch.get_num_threads())
     if failed:

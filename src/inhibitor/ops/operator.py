@@ -48,12 +48,16 @@ def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return results
 
 
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    if rest[-1] == "cpu":
+        return cpu.empty_result(query, value)
     shape = (*query.shape[:3], value.shape[3])
     return query.new_empty(shape, dtype=blocked.accumulation_dtype(query.dtype))
 
 
 def _fake_gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    if inputs[-1] == "cpu":
+        return (*map(cpu.empty_gradient, inputs[:3]), *(tensor.new_empty(tensor.shape) for tensor in inputs[3:5]))
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:5])
 
 
