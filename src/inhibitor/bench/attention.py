@@ -19,6 +19,7 @@ from inhibitor.errors import ConfigError
 from inhibitor.ops import cpu
 
 OVERHEAD = 1 << 20  # elements below which a call's time says nothing about larger shapes
+SETTLED = 0.1  # seconds from which on it does not matter what ran before a call
 LIMITED = "avx512"  # the instruction set that the arithmetic limit is about
 Advance = Callable[[str, float], None]  # what is being done, and how many steps further that is
 _Name = tuple[str, Mask]
@@ -223,6 +224,7 @@ def _contestants(config: AttentionBench, entries: list[_Entry]) -> list[Contesta
             entry.implementation.setting,
             min(rounds[entry.implementation.name], most),
             repeated,
+            warm_up=entry.seconds < SETTLED,
         )
         for entry, repeated in zip(entries, calls, strict=True)
     ]

@@ -22,10 +22,13 @@ class Contestant(Generic[Name]):
     setting: Callable[[], AbstractContextManager[object]]  # what the call runs in; not timed
     rounds: int
     calls: int  # in one sample
+    warm_up: bool = False  # one call before, not timed: what ran before has filled the caches, and always the same one
 
     def sample(self) -> float:
         """Seconds per call."""
         with self.setting():
+            if self.warm_up:
+                self.call()
             start = time.perf_counter()
             for _ in range(self.calls):
                 self.call()
@@ -53,7 +56,7 @@ def in_turn(
     gc.disable()  # a collection in the middle would be charged to whoever runs
     try:
         for turn in range(total):
-            first = turn % len(contestants)  # nobody always follows the same rival, whose data fill the cache
+            first = turn % len(contestants)  # nobody is always the first
             for contestant in (*contestants[first:], *contestants[:first]):
                 if (turn + 1) * contestant.rounds // total > turn * contestant.rounds // total:
                     times[contestant.name][turn] = contestant.sample()
