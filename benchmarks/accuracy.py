@@ -36,7 +36,7 @@ def errors(dtype: torch.dtype) -> dict[str, dict[str, float]]:
         given = separate(case, given)
         size = sizes(case, given, grad)
         truth = given.to(torch.float64).with_gradients(grad, "reference")
-        found = given.with_gradients(grad)
+        found = given.with_gradients(grad, "auto")
         plain = given.to(torch.float32).with_gradients(grad, "reference")
         for name, true in truth.items():
             entry = largest["forward" if name == "output" else "gradients"]
