@@ -169,8 +169,7 @@ inline void add_some(const float* values, const float* z, const KeyList& list, f
 }
 
 // The bits of the keys j to j + width - 1 in a row of bits.
-template <class Word>
-inline uint32_t bits_at(const Word* words, int64_t j) {
+inline uint32_t bits_at(const uint64_t* words, int64_t j) {
   return static_cast<uint32_t>(words[j >> 6] >> (j & 63)) & static_cast<uint32_t>((uint64_t{1} << Simd::width) - 1);
 }
 
