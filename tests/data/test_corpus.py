@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from inhibitor.data.corpus import TextConfig, _read, check, packed
+from inhibitor.data.files import Tally
 from inhibitor.errors import ConfigError, DataError
 
 
@@ -38,8 +39,8 @@ def rows(config: TextConfig, tokenizer: Any, seed: int, count: int) -> list[dict
 
 
 def test_documents_of_every_kind_are_counted(corpus):
-    counts = {path.name: count for path, count in check(configure(corpus)).items()}
-    assert counts == {"j.jsonl": 30, "p.parquet": 120, "t.txt": 15}
+    documents = {path.name: contents.documents for path, contents in check(configure(corpus)).items()}
+    assert documents == {"j.jsonl": 30, "p.parquet": 120, "t.txt": 15}
 
 
 def test_blocks_are_full_and_framed(corpus, tokenizer):
@@ -100,28 +101,32 @@ def test_a_small_text_is_repeated_for_ever(tmp_path, tokenizer):
 
 def test_paragraphs_join_their_lines(tmp_path):
     (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbf\r\n\r\nOne line\r\n  and its end.\r\n \r\n\r\nAnother.\r\n")
-    assert [row["text"] for _, row in _read(tmp_path / "book.txt", "text")] == ["One line and its end.", "Another."]
+    assert list(_read(tmp_path / "book.txt", "text", Tally())) == ["One line and its end.", "Another."]
 
 
 def test_a_text_without_blank_lines_does_not_fill_the_memory(tmp_path):
     (tmp_path / "lines.txt").write_text("a line of text\n" * 20_000)
-    assert list(check(configure(tmp_path)).values()) == [5]
+    assert [contents.documents for contents in check(configure(tmp_path)).values()] == [5]
 
 
 def test_blank_documents_are_left_out(tmp_path):
     pq.write_table(pa.table({"text": ["", "  \n", "NA"]}), tmp_path / "a.parquet")
-    assert list(check(configure(tmp_path)).values()) == [1]
+    assert [contents.documents for contents in check(configure(tmp_path)).values()] == [1]
 
 
 FAULTS = {
     "nothing there": ("*.txt", None, r"files: .*\*\.txt: expected a file.*no such file"),
-    "unknown kind": ("a.csv", b"text", r"a\.csv: expected a file that ends in \.txt, \.jsonl, \.parquet"),
+    "unknown kind": (
+        "a.docx",
+        b"text",
+        r"a\.docx: expected a file that ends in \.txt, \.jsonl, \.parquet, \.csv, \.tsv",
+    ),
     "not UTF-8": ("a.txt", b"fine\ncaf\xe9\n", r"a\.txt, line 2, byte 4: expected UTF-8 text, got the byte 0xe9"),
     "UTF-16": ("a.txt", "fine".encode("utf-16-le"), r"a\.txt, line 1, byte 2.*0x00"),
     "only blank": ("a.txt", b"\n \n", "only blank text"),
-    "no such column": ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, row 1, column 'text'.*only body.*Say which column"),
-    "missing text": ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', r"a\.jsonl, row 2.*expected text, got nothing"),
-    "number for text": ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"a\.jsonl, row 2.*expected text, got int"),
+    "no such column": ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1, column 'text'.*only body.*Say which column"),
+    "missing text": ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', r"a\.jsonl, line 2.*expected text, got nothing"),
+    "number for text": ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"a\.jsonl, line 2.*expected text, got int"),
     "not JSON": ("a.jsonl", b'{"text": "x"}\ntext\n', r"a\.jsonl, line 2: expected one JSON object"),
     "not parquet": ("a.parquet", b"text", r"a\.parquet: expected a whole parquet file"),
 }
@@ -175,5 +180,5 @@ def test_local_files_need_no_network_and_leave_no_trace(corpus, tokenizer, monke
 
 def test_real_text_mixes_two_sources(shared_data, tokenizer):
     config = TextConfig(files=(f"{shared_data}/wikipedia/train.parquet", f"{shared_data}/imdb/unsupervised.parquet"))
-    assert list(check(config).values()) == [27_397, 50_000]
+    assert [contents.documents for contents in check(config).values()] == [27_397, 50_000]
     assert all(len(row["input_ids"]) == 128 for row in rows(config, tokenizer, 0, 3))

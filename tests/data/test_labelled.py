@@ -65,19 +65,20 @@ def test_texts_that_look_missing_stay_texts(tmp_path):
 
 
 JSONL_FAULTS = {
-    "label above the classes": ('{"sentence": "a", "label": 2}', "row 2, column 'label'.*0 .negative., 1 .positive."),
-    "label of the hub's test split": ('{"sentence": "a", "label": -1}', "row 2, column 'label'.*got -1"),
-    "label as text": ('{"sentence": "a", "label": "1"}', "row 2.*got '1'"),
-    "label with spaces": ('{"sentence": "a", "label": " positive "}', "row 2.*got ' positive '"),
-    "label as fraction": ('{"sentence": "a", "label": 1.0}', "row 2.*got 1.0"),
-    "label as boolean": ('{"sentence": "a", "label": true}', "row 2.*got True"),
-    "label missing": ('{"sentence": "a", "label": null}', "row 2.*got nothing"),
-    "no label": ('{"sentence": "a"}', "row 2, column 'label'.*only sentence"),
-    "no text": ('{"label": 1}', "row 2, column 'sentence'.*only label"),
-    "missing text": ('{"sentence": null, "label": 1}', "row 2, column 'sentence'.*expected text, got nothing"),
-    "text of another type": ('{"sentence": 3, "label": 1}', "row 2.*got int"),
-    "NUL": ('{"sentence": "a\\u0000", "label": 1}', "row 2.*got a NUL"),
-    "half a surrogate pair": ('{"sentence": "\\ud83d", "label": 1}', "row 2.*surrogate"),
+    "label above the classes": ('{"sentence": "a", "label": 2}', "line 2, column 'label'.*0 .negative., 1 .positive."),
+    "label of the hub's test split": ('{"sentence": "a", "label": -1}', "line 2, column 'label'.*got -1"),
+    "label as text": ('{"sentence": "a", "label": "1"}', "line 2.*got '1'"),
+    "label with spaces": ('{"sentence": "a", "label": " positive "}', "line 2.*got ' positive '"),
+    "label as fraction": ('{"sentence": "a", "label": 1.0}', "line 2.*got 1.0"),
+    "label as list": ('{"sentence": "a", "label": [1]}', "line 2.*got list"),
+    "label as boolean": ('{"sentence": "a", "label": true}', "line 2.*got True"),
+    "label missing": ('{"sentence": "a", "label": null}', "line 2.*got nothing"),
+    "no label": ('{"sentence": "a"}', "line 2, column 'label'.*only sentence"),
+    "no text": ('{"label": 1}', "line 2, column 'sentence'.*only label"),
+    "missing text": ('{"sentence": null, "label": 1}', "line 2, column 'sentence'.*expected text, got nothing"),
+    "text of another type": ('{"sentence": 3, "label": 1}', "line 2.*got int"),
+    "NUL": ('{"sentence": "a\\u0000", "label": 1}', "line 2.*got a NUL"),
+    "half a surrogate pair": ('{"sentence": "\\ud83d", "label": 1}', "line 2.*surrogate"),
     "key twice": ('{"sentence": "a", "label": 1, "label": 0}', "line 2.*twice"),
     "trailing comma": ('{"sentence": "a", "label": 1,}', "line 2.*one JSON object"),
     "cut off": ('{"sentence": "a", "la', "line 2.*one JSON object"),
@@ -128,7 +129,7 @@ def test_damaged_parquet_is_named(tmp_path, damage):
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), 1e39, 10**400, "3.5", None])
 def test_regression_label_must_be_finite(tmp_path, score):
     write_jsonl(tmp_path / "train.jsonl", [{"sentence1": "a", "sentence2": "b", "label": score}])
-    with pytest.raises(DataError, match="row 1, column 'label': expected a finite number"):
+    with pytest.raises(DataError, match="line 1, column 'label': expected a finite number"):
         load_task(STSB, tmp_path, splits=["train"])
 
 

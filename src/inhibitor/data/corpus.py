@@ -4,8 +4,9 @@ import glob
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -14,10 +15,10 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from inhibitor.config import Config
-from inhibitor.data.files import check_text, read_lines, read_rows
+from inhibitor.data.files import ROW_SUFFIXES, OnBadRow, RowError, Tally, check_text, read_lines, read_rows
 from inhibitor.errors import ConfigError, DataError
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", *ROW_SUFFIXES)
 LONGEST_PARAGRAPH = 1 << 16
 HELD_OUT = 64  # one document in so many is kept from training
 
@@ -26,14 +27,17 @@ class TextConfig(Config):
     """Which text to distil on, and how long its blocks are.
 
     Args:
-        files: Local files, or patterns such as ``wiki/*.parquet``. Each row of a ``.jsonl`` or ``.parquet`` file is a
-            document; in a ``.txt`` file each paragraph is one, and blank lines part them.
+        files: Local files, or patterns such as ``wiki/*.parquet``. Each row of a ``.jsonl``, ``.parquet``, ``.csv`` or
+            ``.tsv`` file is a document; in a ``.txt`` file each paragraph is one, and blank lines part them.
         dataset: Instead of files, a dataset on the Hugging Face hub, streamed.
         dataset_config: Its configuration.
         split: Its split.
         column: The column that holds the text, but in ``.txt`` files.
+        on_bad_row: Whether a bad row of a local file stops the run or is left out; a bad line of a ``.txt`` file is
+            left out of its paragraph.
         max_length: Tokens of a block, special tokens included.
         shuffle_buffer: Documents held in memory to be drawn from at random.
+        blocks: Train on just so many blocks, again and again in other orders, instead of on a stream without end.
     """
 
     files: tuple[str, ...] = ()
@@ -41,8 +45,10 @@ class TextConfig(Config):
     dataset_config: str | None = None
     split: str = "train"
     column: str = "text"
+    on_bad_row: OnBadRow = "stop"
     max_length: int = Field(default=128, ge=8)
     shuffle_buffer: int = Field(default=10_000, gt=0)
+    blocks: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -56,23 +62,30 @@ class TextConfig(Config):
         return self
 
 
-def check(config: TextConfig) -> dict[Path, int]:
+@dataclass(frozen=True)
+class Contents:
+    """What a local file holds.
+
+    Args:
+        documents: Documents that are not blank.
+        tally: Rows, or lines of a ``.txt`` file, that were read, and those of them that were set aside.
+    """
+
+    documents: int
+    tally: Tally
+
+
+def check(config: TextConfig) -> dict[Path, Contents]:
     """Read every local document once, before work is built on it.
 
     Returns:
-        Documents that are not blank, by file; nothing for a dataset on the hub.
+        What each file holds; nothing for a dataset on the hub.
 
     Raises:
         DataError: A file is missing, of an unknown kind, damaged or without documents, or a row has no text; it
             names the file and the line or row.
     """
-    documents = {path: sum(1 for _ in _read(path, config.column)) for path in _paths(config)}
-    for path, count in documents.items():
-        if count == 0:
-            raise DataError(
-                str(path), expected="at least one document", got="only blank text", remedy="Leave that file out."
-            )
-    return documents
+    return {path: _contents(path, config) for path in _paths(config)}
 
 
 def packed(
@@ -101,6 +114,15 @@ def packed(
     return documents.map(packer, batched=True, remove_columns=["text"])
 
 
+def collected(blocks: datasets.IterableDataset, count: int) -> datasets.Dataset:
+    """The first blocks of a stream, in memory."""
+    columns: dict[str, list[Any]] = {}
+    for block in blocks.take(count):
+        for name, values in block.items():
+            columns.setdefault(name, []).append(np.asarray(values, dtype=np.int32))
+    return datasets.Dataset.from_dict(columns)
+
+
 def _paths(config: TextConfig) -> list[Path]:
     paths: list[Path] = []
     for pattern in config.files:
@@ -117,30 +139,36 @@ def _paths(config: TextConfig) -> list[Path]:
     return paths
 
 
-def _read(path: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each document of a file that is not blank, with its number."""
+def _contents(path: Path, config: TextConfig) -> Contents:
+    tally = Tally(config.on_bad_row)
+    documents = sum(1 for _ in _read(path, config.column, tally))
+    if documents:
+        return Contents(documents, tally)
+    if tally.bad:
+        raise tally.bad[0]
+    raise DataError(str(path), expected="at least one document", got="only blank text", remedy="Leave that file out.")
+
+
+def _read(path: Path, column: str, tally: Tally) -> Iterator[str]:
+    """Each document of a file that is not blank."""
     if path.suffix == ".txt":
-        yield from enumerate({"text": text} for text in _paragraphs(path))
+        yield from _paragraphs(path, tally)
         return
-    for number, row in read_rows(path, [column]):
-        subject = f"{path}, row {number}, column {column!r}"
-        if column not in row:
-            raise DataError(
-                subject,
-                expected=f"a column {column!r}",
-                got=f"only {', '.join(row) or 'others'}",
-                remedy="Say which column holds the text.",
-            )
-        text = check_text(row[column], subject)
+    for row in read_rows(path, [column], tally):
+        try:
+            text = check_text(row, column, "Say which column holds the text.")
+        except RowError as bad:
+            tally.refuse(bad)
+            continue
         if text.strip():
-            yield number, {"text": text}
+            yield text
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def _paragraphs(path: Path, tally: Tally) -> Iterator[str]:
     """Lines joined until a blank one, or until a file without blank lines would fill the memory."""
     lines: list[str] = []
     length = 0
-    for _, line in read_lines(path):
+    for _, line in read_lines(path, tally):
         text = line.strip()
         if text:
             lines.append(text)
@@ -152,11 +180,11 @@ def _paragraphs(path: Path) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _read_part(path: Path, column: str, held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_part(path: Path, column: str, on_bad_row: OnBadRow, held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
     """The documents kept for measuring, or the others; told apart before any mixing, so that no epoch swaps them."""
-    for number, (_, document) in enumerate(_read(path, column)):
+    for number, text in enumerate(_read(path, column, Tally(on_bad_row))):
         if (number % HELD_OUT == 0) == held_out:
-            yield number, document
+            yield number, {"text": text}
 
 
 def _epoch(config: TextConfig, seed: int, held_out: bool) -> datasets.IterableDataset:
@@ -166,13 +194,16 @@ def _epoch(config: TextConfig, seed: int, held_out: bool) -> datasets.IterableDa
         # by content, for an epoch reorders the hub's files below this filter
         mixed = rows.filter(lambda row: (zlib.crc32(row["text"].encode()) % HELD_OUT == 0) == held_out)
     else:
-        counts = check(config)
-        total = sum(counts.values())
+        files = check(config)
+        total = sum(contents.documents for contents in files.values())
         text = datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("string")}))
-        parts = [{"path": path, "column": config.column, "held_out": held_out} for path in counts]
+        options = {"column": config.column, "on_bad_row": config.on_bad_row, "held_out": held_out}
         mixed = datasets.interleave_datasets(
-            [datasets.IterableDataset(ExamplesIterable(_read_part, part), info=text) for part in parts],
-            probabilities=[count / total for count in counts.values()],
+            [
+                datasets.IterableDataset(ExamplesIterable(_read_part, {"path": path, **options}), info=text)
+                for path in files
+            ],
+            probabilities=[contents.documents / total for contents in files.values()],
             seed=seed,
             stopping_strategy="all_exhausted_without_replacement",
         )

@@ -1,6 +1,7 @@
 """Labelled data of a task, from a folder in the hub's layout or from the hub, checked row by row."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from inhibitor.data.files import check_text, read_rows
+from inhibitor.data.files import ROW_SUFFIXES, OnBadRow, Row, RowError, Tally, check_text, read_rows
 from inhibitor.data.tasks import TASKS, Task
 from inhibitor.errors import DataError
 
 SHIPPED = Path(__file__).parent
 FLOAT32_MAX = 3.4028234663852886e38
+REMEDY = "Rename the columns as the Hugging Face hub does."
+
+_DECIMAL = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Split:
         name: What the rows are. A part of a split has the name of its file, such as ``train_subset2k``, so that no
             result on it passes for one on the whole split.
         rows: The task's text columns and ``label``: a class id, or a number for a regression.
+        tally: How many rows were read, and those of them that were set aside.
         file: The local file's name, or ``None`` from the hub.
         sha256: The local file's digest, or ``None`` from the hub.
     """
 
     name: str
     rows: datasets.Dataset
+    tally: Tally
     file: str | None = None
     sha256: str | None = None
 
@@ -43,10 +49,11 @@ class LabelledData:
     splits: Mapping[str, Split]
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """``rows`` and ``files`` of every split, by what the rows are, to be kept with a result."""
+        """``rows``, ``counts`` and ``files`` of every split, by what the rows are, to be kept with a result."""
         splits = self.splits.values()
         return {
             "rows": {split.name: len(split.rows) for split in splits},
+            "counts": {split.name: split.tally.counts() for split in splits},
             "files": {split.name: {"file": split.file, "sha256": split.sha256} for split in splits if split.file},
         }
 
@@ -63,24 +70,33 @@ class LabelledData:
         return zip(*(split.rows[column] for column in self.task.texts), strict=True)
 
 
-def load_task(task: Task, data_dir: Path | None = None, *, splits: Sequence[str] | None = None) -> LabelledData:
+def load_task(
+    task: Task,
+    data_dir: Path | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+    on_bad_row: OnBadRow = "stop",
+) -> LabelledData:
     """Read and check a task's splits.
 
     Args:
         task: The task.
         data_dir: A folder with ``<task>/``, ``glue/<task>/`` or the split files themselves: ``<split>.parquet``,
-            ``<split>.jsonl`` or the hub's ``<split>-00000-of-00001.parquet``; where none of them is there, a part
-            named ``<split>_<something>``. ``None`` asks the hub, or takes the files shipped with the package.
+            ``.jsonl``, ``.csv`` or ``.tsv``, or the hub's ``<split>-00000-of-00001.parquet``; where none of them is
+            there, a part named ``<split>_<something>``. ``None`` asks the hub, or takes the files shipped with the
+            package.
         splits: The splits to read; all that a fine-tuning run needs, unless said otherwise.
+        on_bad_row: Whether a bad row stops the reading, or is set aside in its split's ``tally``.
 
     Raises:
         DataError: A split is missing, empty or damaged, or a row has no text or a label outside the task's.
     """
     splits = task.splits if splits is None else splits
     if data_dir is None and task.repository:
-        return LabelledData(task, {name: _from_hub(task, name) for name in splits})
+        return LabelledData(task, {name: _from_hub(task, name, on_bad_row) for name in splits})
     folder = _folder(task, SHIPPED if data_dir is None else data_dir, splits)
-    return LabelledData(task, {name: _from_file(task, _split_file(folder, name), name) for name in splits})
+    files = {name: _split_file(folder, name) for name in splits}
+    return LabelledData(task, {name: _from_file(task, path, name, on_bad_row) for name, path in files.items()})
 
 
 def encode(
@@ -131,9 +147,9 @@ def _folder(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
 
 def _candidates(folder: Path, split: str) -> list[Path]:
     """The files that hold a split whole or, where there is none, those that hold a part of it."""
-    whole = [folder / name for name in (f"{split}.parquet", f"{split}-00000-of-00001.parquet", f"{split}.jsonl")]
-    parts = (path for suffix in ("parquet", "jsonl") for path in folder.glob(f"{split}_*.{suffix}"))
-    return [path for path in whole if path.is_file()] or sorted(parts)
+    names = (*(f"{split}{suffix}" for suffix in ROW_SUFFIXES), f"{split}-00000-of-00001.parquet")
+    parts = (path for suffix in ROW_SUFFIXES for path in folder.glob(f"{split}_*{suffix}"))
+    return [path for path in (folder / name for name in names) if path.is_file()] or sorted(parts)
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -149,18 +165,19 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _names(splits: Sequence[str]) -> str:
-    return ", ".join(f"{split}.parquet (or .jsonl)" for split in splits)
+    return ", ".join(f"{split}.parquet (or .jsonl, .csv, .tsv)" for split in splits)
 
 
-def _from_file(task: Task, path: Path, split: str) -> Split:
-    rows = _checked(task, str(path), read_rows(path, (*task.texts, "label")))
+def _from_file(task: Task, path: Path, split: str, on_bad_row: OnBadRow) -> Split:
+    tally = Tally(on_bad_row)
+    rows = _checked(task, str(path), read_rows(path, (*task.texts, "label"), tally), tally)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     part = path.stem.startswith(f"{split}_")
-    return Split(path.stem if part else split, rows, path.name, digest)
+    return Split(path.stem if part else split, rows, tally, path.name, digest)
 
 
-def _from_hub(task: Task, split: str) -> Split:
+def _from_hub(task: Task, split: str, on_bad_row: OnBadRow) -> Split:
     try:
         rows = datasets.load_dataset(task.repository, task.configuration, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -170,42 +187,60 @@ def _from_hub(task: Task, split: str) -> Split:
             got=" ".join(str(error).split())[:200],
             remedy="Check the connection, or name a folder that holds the data.",
         ) from error
-    batches = rows.with_format("arrow").iter(batch_size=1000)
-    numbered = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    return Split(split, _checked(task, f"{task.repository}, split {split!r}", numbered))
+    source, tally = f"{task.repository}, split {split!r}", Tally(on_bad_row)
+    return Split(split, _checked(task, source, _hub_rows(rows, source, tally), tally), tally)
 
 
-def _checked(task: Task, source: str, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> datasets.Dataset:
+def _hub_rows(rows: datasets.Dataset, source: str, tally: Tally) -> Iterator[Row]:
+    for batch in rows.with_format("arrow").iter(batch_size=1000):
+        for values in batch.to_pylist():
+            tally.read += 1
+            yield Row(source, tally.read, values)
+
+
+def _checked(task: Task, source: str, rows: Iterable[Row], tally: Tally) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {column: [] for column in (*task.texts, "label")}
-    for number, row in rows:
-        for column, values in columns.items():
-            subject = f"{source}, row {number}, column {column!r}"
-            if column not in row:
-                raise DataError(
-                    subject,
-                    expected=f"the columns {', '.join(columns)}",
-                    got=f"only {', '.join(row) or 'others'}",
-                    remedy="Rename the columns as the Hugging Face hub does.",
-                )
-            value = row[column]
-            values.append(_check_label(task, value, subject) if column == "label" else check_text(value, subject))
+    for row in rows:
+        try:
+            values = [*(check_text(row, column, REMEDY) for column in task.texts), _check_label(task, row)]
+        except RowError as bad:
+            tally.refuse(bad)
+            continue
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
     if not columns["label"]:
+        if tally.bad:
+            raise tally.bad[0]
         raise DataError(source, expected="at least one row", got="an empty split", remedy="Fetch the data again.")
     label = datasets.Value("float32") if task.regression else datasets.ClassLabel(names=list(task.labels))
     features = {column: datasets.Value("string") for column in task.texts}
     return datasets.Dataset.from_dict(columns, features=datasets.Features({**features, "label": label}))
 
 
-def _check_label(task: Task, value: object, subject: str) -> float:
+def _check_label(task: Task, row: Row) -> float:
+    """A class id or its class's name, or a finite number; in digits where every value is a text."""
+    value = row.value("label", REMEDY)
+    if isinstance(value, str):
+        if value in task.labels:
+            return task.labels.index(value)
+        if not row.typed and value in map(str, range(len(task.labels))):
+            return int(value)
+        if not row.typed and task.regression and _DECIMAL.fullmatch(value):
+            value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if task.regression and abs(value) <= FLOAT32_MAX:
             return value
         if not task.regression and isinstance(value, int) and 0 <= value < len(task.labels):
             return value
     classes = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
-    raise DataError(
-        subject,
+    raise RowError(
+        row,
+        "label",
         expected=classes or "a finite number",
-        got="nothing" if value is None else repr(value)[:80],
+        got=type(value).__name__
+        if isinstance(value, list | dict)
+        else "nothing"
+        if value is None
+        else repr(value)[:80],
         remedy="Correct or remove that row; a split without labels cannot be scored.",
     )
