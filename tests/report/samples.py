@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ def distill(*, layers: int = 6, heads: int = 12, words: int = 20, seed: int = 0)
             **_attention(len(tokens), rng),
         },
     }
+
+
+def traced(*, layers: int = 6, seed: int = 0, **options: Any) -> dict[str, Any]:
+    """``distill`` as it is written now: with gradient norms, traces, losses, checkpoints and energy.
+
+    Each layer's unit counts its steps from one and traces that layer; the full stage traces all.
+    """
+    rng = random.Random(seed)
+    metrics = distill(layers=layers, seed=seed, **options)
+    for stage, loss in zip(metrics["stages"], ("context", "hidden_states"), strict=True):
+        stage |= {"kind": stage["name"], "losses": {loss: 1.0}, "checkpoints": {"count": 5, "seconds": 2.5}}
+        first: dict[int | None, int] = {}
+        for entry in stage["history"]:
+            layer = entry["layer"]
+            entry["step"] -= first.setdefault(layer, entry["step"]) - 10
+            entry |= {"grad_norm": entry["loss"] * rng.lognormvariate(0, 0.3), "learning_rate": 5e-4}
+            entry["traces"] = _traces(range(layers) if layer is None else [layer], entry["loss"], rng)
+    return {**metrics, "energy": {"joules": None, "reason": "zeus is not installed"}}
 
 
 def finetune(
@@ -106,6 +125,12 @@ def _stage(name: str, layers: list[int | None] | list[int] | list[None], rng: ra
         loss = (floor + 0.6 * math.exp(-age / 9)) * rng.uniform(0.93, 1.07)
         history.append({"step": 10 * (step + 1), "layer": layer, "loss": loss})
     return {"name": name, "tokens": 6_000_000, "seconds": 1800.0, "tokens_per_second": 3333.3, "history": history}
+
+
+def _traces(layers: Sequence[int], loss: float, rng: random.Random) -> dict[str, Any]:
+    values = {"context_error": loss, "inhibited": 0.3, "gamma": 0.8, "eta": 1.3, "delta": 1.1, "length_exponent": 0.5}
+    drawn = {name: [value * rng.uniform(0.9, 1.1) for _ in layers] for name, value in values.items()}
+    return {"layers": list(layers), **drawn}
 
 
 def _parameters(layers: int, heads: int, rng: random.Random, spread: float) -> dict[str, list[list[float]]]:

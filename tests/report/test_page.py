@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pytest
 
 from inhibitor.errors import RunError
-from inhibitor.report import write_report
+from inhibitor.report import summarise, write_report
 from inhibitor.report.page import _mirrored, _summary
 from inhibitor.report.records import read_runs
 from inhibitor.report.results import studies, task_table
@@ -57,6 +57,10 @@ def _distill(root: Path) -> list[Path]:
     return [samples.write(root / "e1", samples.distill(**SMALL))]
 
 
+def _traced(root: Path) -> list[Path]:
+    return [samples.write(root / "e1", samples.traced(**SMALL))]
+
+
 def _teacher(root: Path) -> list[Path]:
     return [samples.write(root / "sst2", samples.finetune())]
 
@@ -88,16 +92,16 @@ def _whole(path: Path, runs: list[Path], figures: int) -> None:
     assert all(name in local or name.startswith("data:image/png;base64,") for name in page.references)
 
 
-@pytest.mark.parametrize(("make", "figures"), [(_teacher, 1), (_mixture, 5), (_seeds, 1), (_bare, 1)])
+@pytest.mark.parametrize(("make", "figures"), [(_teacher, 1), (_traced, 5), (_mixture, 5), (_seeds, 1), (_bare, 1)])
 def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path], list[Path]], figures: int) -> None:
     runs = make(tmp_path)
     _whole(write_report(runs, tmp_path / "out" / "report.html"), runs, figures)
 
 
 def test_every_picture_lies_in_its_run_folder(tmp_path: Path) -> None:
-    runs = [samples.write(tmp_path / "e1", samples.distill(layers=12, words=40)), *_teacher(tmp_path)]
+    runs = [samples.write(tmp_path / "e1", samples.traced(layers=12, words=40)), *_teacher(tmp_path)]
     write_report(runs, tmp_path / "report.html")
-    pictures = ["attention.png", "context_error.png", "curves.png", "parameters.png"]
+    pictures = ["attention.png", "context_error.png", "curves.png", "parameters.png", "traces.png"]
     assert sorted(path.name for path in runs[0].glob("*.png")) == pictures
     assert [path.name for path in runs[1].glob("*.png")] == ["curves.png"]
     for path in tmp_path.rglob("*.png"):
@@ -105,7 +109,7 @@ def test_every_picture_lies_in_its_run_folder(tmp_path: Path) -> None:
         width, height = struct.unpack(">II", content[16:24])
         assert content.startswith(b"\x89PNG")
         assert width == 1350
-        assert 400 < height < 900
+        assert 400 < height < 1000
         assert 10_000 < len(content) < 400_000
     assert not list(tmp_path.rglob(".*"))
 
@@ -135,9 +139,10 @@ def test_several_studies_share_their_teacher(tmp_path: Path) -> None:
 
 def test_hostile_texts_do_nothing(tmp_path: Path) -> None:
     hostile = "</title><script>alert(1)</script> $x$ \x1b[31m --> ]]> =1+1 字"
-    metrics = {**samples.distill(layers=2, heads=2, words=5), "teacher": hostile, "parameters": {}}
+    metrics = {**samples.traced(layers=2, heads=2, words=5), "teacher": hostile, "parameters": {}}
     metrics["states"][0]["name"] = hostile
-    metrics["stages"][0]["name"] = hostile
+    metrics["stages"][0] |= {"name": hostile, "losses": {hostile: 2.0}}
+    metrics["energy"] = {"joules": 1.0, "by_device": {hostile: 1.0}, "seconds": 1.0, "source": hostile}
     metrics["attention"]["tokens"] = [hostile, "$", "$a^{$", "\n", "\ud7ff"]
     metrics["attention"]["text"] = hostile
     runs = [samples.write(tmp_path / "e1", metrics)]
@@ -148,6 +153,47 @@ def test_hostile_texts_do_nothing(tmp_path: Path) -> None:
     assert "\x1b" not in page.text
     assert "&lt;script&gt;alert(1)" in page.text
     assert page.tags["title"] == 1
+
+
+@pytest.mark.parametrize(
+    ("energy", "line"),
+    [
+        ({"joules": None, "reason": "no <meter>"}, "Energy: not measured: no &lt;meter&gt;."),
+        (
+            {
+                "joules": 7.2e6,
+                "by_device": {"gpu 0": 3.6e6, "cpu 0": 3.6e6},
+                "seconds": 3000.0,
+                "source": "zeus (RAPL, NVML)",
+                "co2_grams": 250.0,
+            },
+            "Energy: 2.00 kWh in 50 min (gpu 0 1.00 kWh, cpu 0 1.00 kWh); 250 g of CO₂ at the recipe&#x27;s intensity."
+            " Measured by zeus (RAPL, NVML):",
+        ),
+        (
+            {"joules": 360.0, "by_device": {"gpu 0": 360.0}, "seconds": 9.0, "source": "zeus (NVML)"},
+            "Energy: 0.100 Wh in 9 s (gpu 0 0.100 Wh). Measured by zeus (NVML), without the processor:",
+        ),
+    ],
+)
+def test_the_energy_is_one_line(tmp_path: Path, energy: dict[str, Any], line: str) -> None:
+    runs = [samples.write(tmp_path / "e1", {**samples.traced(**SMALL), "energy": energy})]
+    assert line in write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_costs_of_the_stages_are_told(tmp_path: Path) -> None:
+    metrics = samples.traced(**SMALL)
+    metrics["stages"][1]["losses"] = {"hidden_states": 1.0, "attention": 0.5}
+    text = write_report([samples.write(tmp_path / "e1", metrics)], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "layer-wise on context: 6.00 million tokens in 30 min, 3,333 per second, 5 checkpoints in 2 s;" in text
+    assert "full-layer on hidden_states + 0.5 × attention: " in text
+
+
+def test_an_older_run_says_nothing_of_what_it_did_not_log(tmp_path: Path) -> None:
+    text = write_report(_distill(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "(layer-wise: 6.00 million tokens in 30 min, 3,333 per second; full-layer: 6.00" in text
+    assert not re.search("Energy|checkpoints|gradient|dotted", text)
+    assert not (tmp_path / "e1" / "traces.png").exists()
 
 
 def test_repetitions_are_folded_away(tmp_path: Path) -> None:
@@ -164,6 +210,20 @@ def test_the_summary_says_the_key_numbers(tmp_path: Path) -> None:
     assert "in 6 layers of sentence-transformers/all-MiniLM-L6-v2" in summary
     assert "12.0 million tokens (60 min)" in summary
     assert summary.endswith("the student (after full-layer) keeps 98.3 % of the teacher's score (MRPC, SST-2).")
+
+
+@pytest.mark.parametrize("missing", [{"hidden_error"}, {"context_error"}, {"context_error", "hidden_error"}])
+def test_a_student_of_another_shape_lacks_errors_only(tmp_path: Path, missing: set[str]) -> None:
+    metrics = samples.traced(**SMALL)
+    for state in metrics["states"]:
+        state |= {name: [] for name in missing}
+    runs = [samples.write(tmp_path / "e1", metrics)]
+    _whole(write_report(runs, tmp_path / "report.html"), runs, figures=5 - (len(missing) > 1))
+    (summary,) = _summary(studies(read_runs(runs)))
+    assert ("of the hidden states" in summary) is ("hidden_error" not in missing)
+    assert ("of the context vectors" in summary) is ("context_error" not in missing)
+    row = summarise(runs).rows[1]
+    assert [cell == "-" for cell in row[1:]] == [name in missing for name in ("context_error", "hidden_error")]
 
 
 def test_nothing_is_written_when_a_run_is_bad(tmp_path: Path) -> None:

@@ -41,7 +41,13 @@ def test_refuses_matrices_and_layers_that_do_not_fit(tmp_path: Path) -> None:
     crooked["attention"]["softmax"][3].pop()
     uneven = samples.distill()
     uneven["states"][1]["context_error"].pop()
-    for name, metrics, fault in (("crooked", crooked, "softmax is not 20 x 20"), ("uneven", uneven, "context_error")):
+    lacking = samples.traced()
+    lacking["stages"][0]["history"][0]["traces"]["gamma"] *= 2
+    for name, metrics, fault in (
+        ("crooked", crooked, "softmax is not 20 x 20"),
+        ("uneven", uneven, "context_error"),
+        ("lacking", lacking, "gamma has not one value for each of 1 layers"),
+    ):
         with pytest.raises(RunError, match=fault):
             read_runs([samples.write(tmp_path / name, metrics)])
 

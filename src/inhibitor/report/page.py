@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 
 from inhibitor.errors import RunError
 from inhibitor.report import plots
-from inhibitor.report.records import Distill, Finetune, Folder, Stage, read_runs
+from inhibitor.report.records import Distill, Energy, Finetune, Folder, Stage, read_runs
 from inhibitor.report.results import STATES, TASKS, Study, results_table, retention, short, studies, task_table, tasks
 from inhibitor.report.tables import Table, number, plain, to_html
 from inhibitor.runs import write_bytes, write_text
 
 CURVES = "curves.png"
 CAPTIONS = {
+    "traces.png": "Inside the student while it was trained, layer by layer: the squared error of its context vectors"
+    " relative to the teacher's, the share of the value entries that inhibition sets to zero, and the means over heads"
+    " of γ, η, δ and ρ.",
     "context_error.png": "Squared error relative to the teacher, layer by layer, at each step of the recipe: of the"
-    " attention's context vectors (left) and of the hidden states (right). Lower is closer to the teacher.",
+    " attention's context vectors and of the hidden states. Lower is closer to the teacher.",
     "parameters.png": "What training made of the inhibitor's own parameters. A point is a head, a dash the mean of a"
     " layer.",
 }
@@ -90,15 +93,16 @@ def _summary(found: Sequence[Study]) -> list[str]:
 def _distilled_sentence(study: Study) -> str:
     metrics, first, last = study.distillations[0].metrics, study.students[0], study.students[-1]
     layers = len(metrics.student.layers or metrics.states[0].context_error)
-    context, hidden = ([study.error(row, name) for row in (first, last)] for name in ("context_error", "hidden_error"))
+    kinds = {"context_error": "of the context vectors", "hidden_error": "of the hidden states"}
+    found = {kind: what for kind, what in kinds.items() if getattr(metrics.states[0], kind)}
     if first is last:
-        errors = f"The mean relative context error is {context[0]}, that of the hidden states {hidden[0]}."
+        parts = [f"{what} is {study.error(first, kind)}" for kind, what in found.items()]
+        errors = f"The mean relative error {', '.join(parts)}."
     else:
-        errors = (
-            f"Distillation{_on(metrics.stages)} took the mean relative context error from {context[0]} to {context[1]}"
-            f" and that of the hidden states from {hidden[0]} to {hidden[1]}."
-        )
-    return f"Inhibitor attention replaces softmax attention in {layers} layers of {short(metrics.teacher)}. {errors}"
+        parts = [f"{what} from {study.error(first, kind)} to {study.error(last, kind)}" for kind, what in found.items()]
+        errors = f"Distillation{_on(metrics.stages)} took the mean relative error {' and '.join(parts)}."
+    replaced = f"Inhibitor attention replaces softmax attention in {layers} layers of {short(metrics.teacher)}."
+    return f"{replaced} {errors}" if found else replaced
 
 
 def _on(stages: Sequence[Stage]) -> str:
@@ -127,13 +131,16 @@ def _distilled(folder: Folder[Distill], svg: "_Svg", study: Study) -> str:
     metrics, pictures = folder.metrics, plots.distill_figures(folder.metrics)
     _save(folder, pictures)
     captions = {CURVES: _stage_caption(metrics.stages), **CAPTIONS}
+    if len({tuple(step.traces.layers) for stage in metrics.stages for step in stage.history if step.traces}) > 1:
+        captions["traces.png"] += " A dotted line bridges steps at which the layer was not looked at."
     if metrics.attention:
         captions["attention.png"] = (
             f"Layer {metrics.attention.layer}, head {metrics.attention.head}, on “{plain(metrics.attention.text)}”."
             " Left, dark: the teacher attends. Right, dark: little inhibition, so the student finds the two related."
             " Rows are queries, columns keys; dark places that agree are kept relations."
         )
-    body = "\n".join(svg.figure(picture, captions[name]) for name, picture in pictures.items())
+    parts = [f'<p class="note">{html.escape(plain(_energy(metrics.energy)))}</p>'] if metrics.energy else []
+    body = "\n".join([*parts, *(svg.figure(picture, captions[name]) for name, picture in pictures.items())])
     folded = folder is not study.distillations[0]
     title = html.escape(plain(f"Distillation {folder.name if folded else study.name}, seed {metrics.seed}"))
     if folded:
@@ -159,12 +166,38 @@ def _finetuned(task: str, found: Sequence[Study], svg: "_Svg") -> str:
 
 
 def _stage_caption(stages: Sequence[Stage]) -> str:
-    parts = [
-        f"{STATES.get(stage.name, stage.name).removeprefix('after ')}: {_count(stage.tokens)} tokens in"
-        f" {_duration(stage.seconds)}, {_count(stage.tokens_per_second)} per second"
-        for stage in stages
-    ]
-    return f"Loss while training ({plain('; '.join(parts))})."
+    text = f"Loss while training, tokens of all stages in order ({'; '.join(map(_stage_cost, stages))})."
+    if any(step.grad_norm is not None for stage in stages for step in stage.history):
+        text += " The gradient's norm is that before clipping."
+    return plain(text)
+
+
+def _stage_cost(stage: Stage) -> str:
+    name = STATES.get(stage.name, stage.name).removeprefix("after ")
+    losses = " + ".join(loss if weight == 1 else f"{weight:g} × {loss}" for loss, weight in stage.losses.items())
+    saved = stage.checkpoints
+    return (
+        f"{name}{f' on {losses}' if losses else ''}: {_count(stage.tokens)} tokens in {_duration(stage.seconds)},"
+        f" {_count(stage.tokens_per_second)} per second"
+        f"{f', {saved.count} checkpoints in {_duration(saved.seconds)}' if saved else ''}"
+    )
+
+
+def _energy(energy: Energy) -> str:
+    if energy.joules is None:
+        return f"Energy: not measured: {energy.reason}."
+    parts = ", ".join(f"{name} {_watt_hours(joules)}" for name, joules in energy.by_device.items())
+    carbon = "" if energy.co2_grams is None else f"; {number(energy.co2_grams)} g of CO₂ at the recipe's intensity"
+    absent = "" if any(name.startswith("cpu") for name in energy.by_device) else ", without the processor"
+    return (
+        f"Energy: {_watt_hours(energy.joules)} in {_duration(energy.seconds)}{f' ({parts})' if parts else ''}{carbon}."
+        f" Measured by {energy.source}{absent}: what the devices drew meanwhile, whoever used them."
+    )
+
+
+def _watt_hours(joules: float) -> str:
+    hours = joules / 3600
+    return f"{number(hours / 1000)} kWh" if hours >= 1000 else f"{number(hours)} Wh"
 
 
 def _count(value: float) -> str:

@@ -1,96 +1,35 @@
-"""The pictures: loss curves, errors per layer, parameters, what a head attends to, and time against length."""
+"""The pictures: the course of training, errors per layer, parameters, what a head attends to, time against length."""
 
-import io
 import itertools
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from inhibitor.bench.results import Measurement
+from inhibitor.report.course import course, curves_figure, traces_figure
+from inhibitor.report.look import COLOURS, INK, PARAMETERS, labelled, limits, style, to_png, to_svg
 from inhibitor.report.records import Attention, Distill, Finetune
 from inhibitor.report.results import STATES, TASKS
 from inhibitor.report.tables import plain
 
-INK, FAINT = "#22262e", "#d9dce2"
-# Okabe and Ito's colour-blind-safe hues, in the order in which the recipe's states appear.
-COLOURS = ("#8a8f98", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")
+__all__ = ["distill_figures", "finetune_figure", "speed_figure", "to_png", "to_svg"]
+
 MARKERS = "osD^vP"
 STATE_COLOURS = dict(zip(("teacher", *STATES.values()), (INK, *COLOURS), strict=False))
 LONGEST = 14  # characters of a token that are shown
-PARAMETERS = {
-    "gamma": "score scale γ",
-    "eta": "output scale η",
-    "delta": "shift δ",
-    "length_exponent": "length exponent ρ",
-}
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.parse_math": False,  # a "$" in a token is a dollar
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.08,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "inhibitor",
-    "image.interpolation": "none",
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The one look of every picture; a token that the font lacks is shown as a box, without a warning."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-def to_png(figure: Figure) -> bytes:
-    """The picture on white at 150 dots per inch."""
-    return _saved(figure, format="png", dpi=150)
-
-
-def to_svg(figure: Figure) -> str:
-    """The picture as an ``<svg>`` element without background, metadata or references to elsewhere."""
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    text = _saved(figure, format="svg", transparent=True, metadata=nothing).decode()
-    text = text[text.index("<svg") :].replace("xlink:href", "href")
-    return re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"|<!--.*?-->\s*', "", text, flags=re.DOTALL)
 
 
 def distill_figures(metrics: Distill) -> dict[str, Figure]:
     """The pictures of one distillation by file name; what was not measured has none."""
+    run = course(metrics.stages)
     with style():
         figures = {
-            "curves.png": _distill_curves(metrics),
+            "curves.png": curves_figure(run),
+            "traces.png": traces_figure(run),
             "context_error.png": _errors(metrics),
             "parameters.png": _parameters(metrics),
             "attention.png": _attention(metrics.attention) if metrics.attention else None,
@@ -120,11 +59,11 @@ def finetune_figure(runs: Mapping[str, Sequence[Finetune]]) -> Figure | None:
                     score.plot([e for e, _ in points], [100 * v for _, v in points], color=colour, marker=marker)
             next(iter(axes.values())).lines[-1].set_label(plain(label))
         if loss := axes.get("loss"):
-            _labelled(loss, "fine-tuning loss", "step", "loss")
-            _limits(loss, [step.loss for metrics in every for step in metrics.history])
+            labelled(loss, "fine-tuning loss", "step", "loss")
+            limits(loss, [step.loss for metrics in every for step in metrics.history])
         if score := axes.get("score"):
             task = plain(TASKS.get(every[0].task, every[0].task))
-            _labelled(score, f"{task} score", "epoch", f"{plain(every[0].headline_metric())} × 100")
+            labelled(score, f"{task} score", "epoch", f"{plain(every[0].headline_metric())} × 100")
             score.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(runs) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(runs), 4))
@@ -155,8 +94,8 @@ def speed_figure(measurements: Sequence[Measurement]) -> Figure | None:
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=plain(name))
         lengths = sorted({m.queries for m in shown})
         title = f"forward pass: batch {batch}, {heads} heads, head_dim {head_dim}"
-        _labelled(axis, title, "length (queries = keys)", "milliseconds")
-        _limits(axis, [m.median_ms for m in shown])
+        labelled(axis, title, "length (queries = keys)", "milliseconds")
+        limits(axis, [m.median_ms for m in shown])
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -164,50 +103,13 @@ def speed_figure(measurements: Sequence[Measurement]) -> Figure | None:
         return figure
 
 
-def _distill_curves(metrics: Distill) -> Figure | None:
-    stages = [stage for stage in metrics.stages if stage.history]
-    if not stages:
+def _errors(metrics: Distill) -> Figure | None:
+    titles = {"context_error": "context vectors", "hidden_error": "hidden states"}
+    panels = {name: title for name, title in titles.items() if getattr(metrics.states[0], name)}
+    if not panels:
         return None
-    figure = Figure(figsize=(9, 3))
-    for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        layers = sorted({step.layer for step in stage.history if step.layer is not None})
-        for layer in [*layers, None]:
-            points = [(step.step, step.loss) for step in stage.history if step.layer == layer]
-            if points:
-                colour = _layer_colours(len(layers))[layers.index(layer)] if layer is not None else COLOURS[2]
-                axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2)
-        _labelled(axis, STATES.get(stage.name, plain(stage.name)).removeprefix("after "), "step", "loss")
-        _limits(axis, [step.loss for step in stage.history])
-        if layers:
-            _layer_bar(figure, axis, layers)
-    return figure
-
-
-def _layer_colours(count: int) -> list[Any]:
-    colours = mpl.colormaps["viridis"]
-    return [colours(0.1 + 0.8 * index / max(count - 1, 1)) for index in range(count)]
-
-
-def _layer_bar(figure: Figure, axis: Axes, layers: Sequence[int]) -> None:
-    """Which colour is which layer, beside the lines and never over them."""
-    count = len(layers)
-    norm = BoundaryNorm([index - 0.5 for index in range(count + 1)], count)
-    bar = figure.colorbar(
-        ScalarMappable(norm, ListedColormap(_layer_colours(count))), ax=axis, aspect=25, pad=0.02, ticks=range(count)
-    )
-    bar.ax.set_yticklabels([str(layer) for layer in layers], fontsize=7)
-    bar.ax.tick_params(which="both", length=0)
-    bar.ax.set_title("layer", fontsize=8, fontweight="normal", loc="left")
-    bar.outline.set_visible(False)
-
-
-def _errors(metrics: Distill) -> Figure:
     figure = Figure(figsize=(9, 3.2))
-    for axis, (name, title) in zip(
-        figure.subplots(1, 2),
-        {"context_error": "context vectors", "hidden_error": "hidden states"}.items(),
-        strict=True,
-    ):
+    for axis, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         everything = [value for state in metrics.states for value in getattr(state, name)]
         for index, state in enumerate(metrics.states):
             values = getattr(state, name)
@@ -219,8 +121,8 @@ def _errors(metrics: Distill) -> Figure:
                 label=plain(STATES.get(state.name, f"after {state.name}")),
             )
         _layer_axis(axis, metrics, len(getattr(metrics.states[0], name)))
-        _labelled(axis, title, "layer", "relative squared error")
-        _limits(axis, everything)
+        labelled(axis, title, "layer", "relative squared error")
+        limits(axis, everything)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 5))
     return figure
@@ -247,7 +149,7 @@ def _parameters(metrics: Distill) -> Figure | None:
             if first == last:
                 break
         _layer_axis(axis, metrics, len(metrics.parameters[last][name]))
-        _labelled(axis, PARAMETERS[name], "layer", "")
+        labelled(axis, PARAMETERS[name], "layer", "")
         axis.margins(y=0.12)
     for axis in list(places):
         axis.set_visible(False)
@@ -286,31 +188,3 @@ def _layer_axis(axis: Axes, metrics: Distill, count: int) -> None:
     layers = metrics.student.layers if len(metrics.student.layers) == count else range(count)
     axis.set_xticks(range(count), [str(layer) for layer in layers])
     axis.grid(visible=False, axis="x")
-
-
-def _labelled(axis: Axes, title: str, x: str, y: str) -> None:
-    axis.set_title(title)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-
-
-def _limits(axis: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers where the values span much, from zero where they do not."""
-    values = [value for value in values if math.isfinite(value)]
-    if not values or min(values) <= 0 or max(values) < 4 * min(values):
-        axis.set_ylim(bottom=min([0.0, *values]))
-        return
-    decades = math.log10(max(values) / min(values))
-    axis.set_yscale("log")
-    steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 2.0, 3.0, 5.0)
-    axis.yaxis.set_major_locator(LogLocator(subs=steps))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _saved(figure: Figure, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, **options)
-        figure.set_layout_engine("none")  # laid out once, so that PNG and SVG agree
-    return buffer.getvalue()

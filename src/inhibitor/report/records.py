@@ -21,11 +21,33 @@ class _Record(BaseModel):
 
 
 class State(_Record):
-    """The student at one point of the recipe: relative squared errors against the teacher, per layer."""
+    """The student at one point of the recipe: relative squared errors against the teacher, per layer.
+
+    What has another shape in the student than in the teacher has no error.
+    """
 
     name: str
-    context_error: list[float] = Field(min_length=1)
-    hidden_error: list[float] = Field(min_length=1)
+    context_error: list[float] = []
+    hidden_error: list[float] = []
+
+
+class Traces(_Record):
+    """What was seen inside the traced layers at one step, a value for each: heads and positions averaged."""
+
+    layers: list[int]
+    context_error: list[float] = []
+    inhibited: list[float] = []
+    gamma: list[float] = []
+    eta: list[float] = []
+    delta: list[float] = []
+    length_exponent: list[float] = []
+
+    @model_validator(mode="after")
+    def _one_for_each_layer(self) -> Self:
+        for name in type(self).model_fields:
+            if len(getattr(self, name)) not in (0, len(self.layers)):
+                raise ValueError(f"{name} has not one value for each of {len(self.layers)} layers")
+        return self
 
 
 class Step(_Record):
@@ -34,15 +56,26 @@ class Step(_Record):
     step: float
     loss: float
     layer: int | None = None
+    grad_norm: float | None = None
+    traces: Traces | None = None
+
+
+class Checkpoints(_Record):
+    """How often a stage was saved, and how long that took."""
+
+    count: int
+    seconds: float
 
 
 class Stage(_Record):
-    """One distillation stage and what it cost."""
+    """One distillation stage, its losses with their weights, and what it cost."""
 
     name: str
     tokens: int
     seconds: float
     tokens_per_second: float
+    losses: dict[str, float] = {}
+    checkpoints: Checkpoints | None = None
     history: list[Step] = []
 
 
@@ -71,6 +104,17 @@ class Attention(_Record):
         return self
 
 
+class Energy(_Record):
+    """What the run took in energy, as its meters said, or why they did not."""
+
+    joules: float | None = None
+    reason: str = "no reason given"
+    by_device: dict[str, float] = {}
+    seconds: float = 0.0
+    source: str = "unknown"
+    co2_grams: float | None = None
+
+
 class Distill(_Record):
     """Metrics of a task-agnostic distillation."""
 
@@ -82,6 +126,7 @@ class Distill(_Record):
     stages: list[Stage] = []
     parameters: dict[str, dict[str, Matrix]] = {}
     attention: Attention | None = None
+    energy: Energy | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -26,6 +26,7 @@ STATES = {
     "calibrated": "calibrated",
     "layerwise": "after layer-wise",
     "full": "after full-layer",
+    "given": "given",
 }
 
 
@@ -64,7 +65,7 @@ class Study:
         """Relative squared error ``name``, mean over layers; the teacher's own is 0."""
         if row is self.teacher and self.distillations:
             return "0"
-        return number([statistics.fmean(getattr(state, name)) for state in row.states])
+        return number([statistics.fmean(errors) for state in row.states if (errors := getattr(state, name))])
 
 
 def studies(runs: Runs) -> list[Study]:
