@@ -24,7 +24,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from inhibitor import InhibitorConfig, convert
 from inhibitor.bench.machine import machine
-from inhibitor.distill.stages import FullObjective, LayerObjective, Objective
+from inhibitor.distill.recipe import AnyStage, FullStage, JointStage, LayerwiseStage
+from inhibitor.distill.stages import Objective
+from inhibitor.distill.teacher import Teacher
 from inhibitor.models.attention import TEACHER
 from inhibitor.models.loading import load_pretrained
 from inhibitor.ops import cpu
@@ -139,14 +141,17 @@ def main() -> None:
     size, length = 32, 64
     inputs = {name: tensor for name, tensor in batch(size, length).items() if name != "labels"}
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])  # packed text
-    stages: dict[str, Callable[[Any], Objective]] = {
-        "layer-wise, last layer": lambda student: LayerObjective(student, encoder, 5),
-        "full": lambda student: FullObjective(student, encoder),
+    stages: dict[str, tuple[AnyStage, int | None]] = {
+        "layer-wise, last layer": (LayerwiseStage(tokens=1), 5),
+        "joint": (JointStage(tokens=1), None),
+        "full": (FullStage(tokens=1), None),
     }
-    for name, build in stages.items():
+    layers = {layer: layer for layer in range(encoder.config.num_hidden_layers)}
+    for name, (stage, layer) in stages.items():
         steps = {}
         for variant in ("student", SLOW):
-            objective = build(convert(load_pretrained(AutoModel, "minilm"), config))
+            student = convert(load_pretrained(AutoModel, "minilm"), config)
+            objective = Objective(student, Teacher(encoder), stage, layers, layer)
             objective.unfreeze()
             steps[variant] = stepper(objective, inputs, True)
         results["E1"][f"{name} {size}x{length}"] = report(measure(steps), size * length)

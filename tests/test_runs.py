@@ -1,6 +1,9 @@
 """A run folder belongs to one run: new, the same again, or refused."""
 
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,13 +12,43 @@ from inhibitor.errors import RunError
 from inhibitor.runs import Run, write_text
 
 
+class Stage(Config):
+    tokens: int = 8
+
+
 class Settings(Config):
     seed: int = 0
+    stages: tuple[Stage, ...] = (Stage(),)
+
+
+WRITTEN = "seed: 0\nstages:\n- tokens: 8\n"
+
+
+@contextmanager
+def at_work(folder):
+    """Another process that has taken the folder; killed at the end. Gives its number."""
+    ready, written = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Run.start(folder, Settings())
+            os.write(written, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(written)
+    try:
+        assert os.read(ready, 1) == b"x"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
 
 
 def test_a_new_run_says_what_it_is(tmp_path):
     run = Run.start(tmp_path / "a" / "run", Settings())
-    assert (run.path / "config.yaml").read_text() == "seed: 0\n"
+    assert (run.path / "config.yaml").read_text() == WRITTEN
     assert {"python", "torch", "inhibitor"} <= json.loads((run.path / "versions.json").read_text()).keys()
     assert not run.finished
     with pytest.raises(RunError, match="finished run"):
@@ -28,6 +61,7 @@ def test_the_same_run_goes_on_and_ends(tmp_path):
     run.write_json("metrics.json", {"score": 1.0})
     assert Run.start(tmp_path, Settings()).finished
     assert run.metrics() == {"score": 1.0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.json", "versions.json"]
 
 
 def test_other_runs_and_other_files_are_refused(tmp_path):
@@ -39,6 +73,52 @@ def test_other_runs_and_other_files_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="a folder, got a file"):
         Run.start(tmp_path / "file", Settings())
+
+
+def test_the_values_that_differ_are_named(tmp_path):
+    Run.start(tmp_path, Settings())
+    other = Settings(seed=1, stages=(Stage(tokens=9), Stage()))
+    with pytest.raises(RunError, match=r"seed: 0 there, 1 here; stages\.0\.tokens: 8 there, 9 here; stages\.1\.tokens"):
+        Run.start(tmp_path, other)
+    (tmp_path / "config.yaml").write_text("# a note\nstages: [{tokens: 8}]\n")  # the same, and a default left out
+    assert Run.start(tmp_path, Settings()).path == tmp_path
+    (tmp_path / "config.yaml").write_text("sead: 0\n")
+    with pytest.raises(RunError, match=r"that it cannot read .*sead"):
+        Run.start(tmp_path, Settings())
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path):
+    with at_work(tmp_path) as child:
+        with pytest.raises(RunError, match=f"got one held by process {child}\\. Wait for its end"):
+            Run.start(tmp_path, Settings())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RANK", "1")  # torchrun's second process: the first one holds the folder for both
+            Run.start(tmp_path, Settings())
+    run = Run.start(tmp_path, Settings())  # it was killed, and its lock is gone with it
+    assert (tmp_path / "run.lock").read_text() == f"{os.getpid()}\n"
+    run.write_json("metrics.json", {})
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_run_killed_at_any_moment_of_its_start_goes_on(tmp_path):
+    with at_work(tmp_path):
+        pass
+    for kept in ([], ["run.lock"], ["run.lock", ".config.yaml.x.writing"], ["run.lock", "config.yaml"]):
+        for path in tmp_path.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        for name in kept:
+            (tmp_path / name).write_text(WRITTEN if name == "config.yaml" else "")
+        run = Run.start(tmp_path, Settings())
+        run._release()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "versions.json"]
+
+
+def test_a_run_killed_at_its_very_end_is_tidied_up(tmp_path):
+    with at_work(tmp_path):
+        write_text(tmp_path / "metrics.json", "{}")
+    assert Run.start(tmp_path, Settings()).finished
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.json", "versions.json"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The errors users meet: what was expected, what came, what to do."""
 
 import difflib
+import signal
+import sys
 from collections.abc import Iterable
 
 
@@ -44,6 +46,26 @@ class RunError(InhibitorError):
 
 class BenchmarkError(InhibitorError):
     """A result that is wrong and therefore not timed."""
+
+
+class Interrupted(BaseException):  # not Exception: nothing may swallow it
+    """Training that a signal ended after a whole step, with a checkpoint to go on from.
+
+    Args:
+        signal_number: The signal; a shell expects ``128 + signal_number`` as the exit status.
+        checkpoint: The checkpoint's folder.
+    """
+
+    def __init__(self, signal_number: int, checkpoint: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}. The checkpoint is {checkpoint}; the same command goes on from there.")
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+
+
+def notice(text: str) -> None:
+    """Tell the user something in one line on standard error, and go on."""
+    print(f"inhibitor: {text}", file=sys.stderr, flush=True)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

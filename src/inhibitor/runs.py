@@ -1,5 +1,6 @@
 """The folder that one run owns: what it was asked, with which versions, and what came out."""
 
+import contextlib
 import json
 import os
 import platform
@@ -8,10 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from inhibitor.config import Config
-from inhibitor.errors import RunError
+from inhibitor.errors import ConfigError, RunError
 
 CONFIG, VERSIONS, METRICS, MODEL, REPORT = "config.yaml", "versions.json", "metrics.json", "model", "report.html"
+LOCK, WRITING = "run.lock", ".writing"
 PACKAGES = ("inhibitor", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -28,32 +32,87 @@ class Run:
     def start(cls, path: str | Path, config: Config) -> "Run":
         """Take ``path`` for a run of ``config``: a new or empty folder, or one where that same run was interrupted.
 
+        This process holds the folder until ``metrics.json`` is written or the process ends, however it ends. Of
+        several processes of one run (``torchrun``) the first holds it.
+
         Raises:
-            RunError: The folder holds another run, or files that are no run's.
+            RunError: The folder holds another run, or files that are no run's, or another process is at work there.
         """
         run = cls(path)
-        entries = sorted(run.path.iterdir()) if run.path.is_dir() else []
         if run.path.exists() and not run.path.is_dir():
             raise RunError(str(path), expected="a folder", got="a file", remedy="Choose another output.")
-        if not entries:
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_text(run.path / CONFIG, config.to_yaml())
-            run.write_json(VERSIONS, versions())
-        elif not (run.path / CONFIG).is_file():
+        foreign = sorted(p.name for p in run.path.glob("*") if p.name != LOCK and not p.name.endswith(WRITING))
+        if foreign and not (run.path / CONFIG).is_file():
             raise RunError(
                 str(path),
                 expected="a new or empty folder",
-                got=f"one that holds {entries[0].name!r}",
+                got=f"one that holds {foreign[0]!r}",
                 remedy="Choose another output.",
             )
-        elif (run.path / CONFIG).read_text(encoding="utf-8") != config.to_yaml():
+        if foreign:
+            run._check_same(config)
+        run.path.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("RANK", "0") == "0" and (not run.finished or (run.path / LOCK).exists()):
+            run._hold()
+            for remnant in run.path.glob(f".*{WRITING}"):
+                remnant.unlink()
+            if not (run.path / CONFIG).is_file():
+                write_text(run.path / CONFIG, config.to_yaml())
+            if not (run.path / VERSIONS).is_file():
+                run.write_json(VERSIONS, versions())
+            if run.finished:  # and killed before it gave the folder back
+                run._release()
+        return run
+
+    def _check_same(self, config: Config) -> None:
+        try:
+            before = _flat(type(config).load(self.path / CONFIG))
+        except ConfigError as error:
             raise RunError(
-                str(path),
+                str(self.path),
+                expected="a run that this version can go on with",
+                got=f"a {CONFIG} that it cannot read ({error})",
+                remedy="Choose another output, or go on with the version of that run.",
+            ) from None
+        now = _flat(config)
+        different = [key for key in before | now if before.get(key) != now.get(key)]
+        if different:
+            listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in different[:10])
+            raise RunError(
+                str(self.path),
                 expected="a new folder, or an interrupted run of the same configuration",
-                got=f"another run (its {CONFIG} differs)",
+                got=f"another run ({listed})",
                 remedy="Choose another output, or delete that folder.",
             )
-        return run
+
+    def _hold(self) -> None:
+        """Take the folder's lock for as long as this process lives; the system takes it back from a dead one."""
+        path = (self.path / LOCK).resolve()
+        if path in _locks:
+            return
+        holder = ""
+        with contextlib.suppress(OSError):  # Windows lets no other process read it
+            holder = path.read_text(encoding="utf-8").strip()
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(
+                str(self.path),
+                expected="a folder that no other process is working in",
+                got=f"one held by process {holder or 'of unknown number'}",
+                remedy="Wait for its end, or stop it; the same command then goes on from there.",
+            ) from None
+        with contextlib.suppress(OSError):
+            path.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        _locks[path] = lock
+
+    def _release(self) -> None:
+        """Give the folder back."""
+        lock = _locks.pop((self.path / LOCK).resolve(), None)
+        if lock is not None:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
@@ -78,8 +137,25 @@ class Run:
         return result
 
     def write_json(self, name: str, values: Any) -> None:
-        """Write ``values`` into the folder, whole or not at all."""
+        """Write ``values`` into the folder, whole or not at all. ``metrics.json`` ends the run."""
         write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        if name == METRICS:
+            self._release()
+
+
+_locks: dict[Path, FileLock] = {}  # those that this process holds
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """A configuration's values by their dotted keys."""
+
+    def walk(value: Any, key: str) -> dict[str, Any]:
+        if isinstance(value, dict | list) and value:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            return {path: leaf for name, item in items for path, leaf in walk(item, f"{key}.{name}").items()}
+        return {key[1:]: value}
+
+    return walk(config.model_dump(mode="json"), "")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,8 +164,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` atomically: aside, synced, then renamed over ``path``."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write ``content`` atomically: aside, synced, then renamed over ``path``, and the rename synced."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=WRITING)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -100,6 +176,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk, so that a rename survives a power loss."""
+    if os.name == "nt":  # folders cannot be opened there; NTFS keeps a journal of renames
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:

@@ -1,74 +1,117 @@
-"""What transformers' ``Trainer`` leaves to be desired: one quiet bar, a stop at the first NaN, whole checkpoints."""
+"""Training to the end: from the last checkpoint, in smaller micro-batches where memory is short."""
 
+import gc
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
 
-from inhibitor.errors import RunError
+from inhibitor.checkpoints import last_checkpoint
+from inhibitor.errors import RunError, notice
+from inhibitor.runs import write_text
+from inhibitor.trainer import FiniteTrainer
+
+MICRO_BATCH = "micro_batch.json"
 
 
-class FiniteTrainer(Trainer):  # type: ignore[misc]
-    """A trainer that stops at the first loss or gradient that is not finite, before it reaches the weights.
+def fit(
+    build: Callable[[int, int], FiniteTrainer], folder: Path, batch_size: int, gradient_accumulation: int = 1
+) -> FiniteTrainer:
+    """Train to the end: from the last checkpoint if there is one, in smaller micro-batches if memory is short.
+
+    Each time memory runs out the micro-batch is divided by its smallest prime factor and the accumulation multiplied
+    by it, so that an optimizer step still sees the same rows; ``folder`` remembers it for a run that is started again.
 
     Args:
-        title: What its progress bar says.
-        **kwargs: As for ``Trainer``.
+        build: Makes a trainer that writes its checkpoints into ``folder``, of a micro-batch and an accumulation. It
+            may return a trainer of the same model each time: weights are put back before it is trained again.
+        folder: The trainer's ``output_dir``.
+        batch_size: Rows of a micro-batch of one process, as asked for.
+        gradient_accumulation: Micro-batches of one optimizer step, as asked for.
+
+    Returns:
+        The trainer that reached the end.
+
+    Raises:
+        RunError: As ``FiniteTrainer.train`` and ``last_checkpoint``; or memory is short for a single row; or for one
+            of several processes, which have to be started again together.
+        Interrupted: SIGTERM or Ctrl-C.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    micro_batch, accumulation = _remembered(folder, batch_size, gradient_accumulation)
+    start: dict[str, Tensor] = {}
+    while True:
+        with processes().main_process_first():
+            checkpoint = last_checkpoint(folder)
+        trainer = build(micro_batch, accumulation)
+        trained = {name: tensor for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
+        if checkpoint is None and not start:
+            start = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+        elif checkpoint is None:
+            with torch.no_grad():
+                for name, tensor in trained.items():
+                    tensor.copy_(start[name])
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        else:
+            return trainer
+        trainer.model.zero_grad(set_to_none=True)
+        trainer.accelerator.free_memory()
+        del trainer, trained
+        gc.collect()
+        clear_device_cache()
+        micro_batch, accumulation = _smaller(folder, micro_batch, accumulation, reason)
 
-    def __init__(self, *, title: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
-        if not self.args.disable_tqdm:
-            self.add_callback(_Bar(title))
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; raises ``RunError`` naming the step and the tensor."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
-        if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients.values())):
-            broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-            raise RunError(
-                f"step {self.state.global_step + 1}",
-                expected="a finite loss and finite gradients",
-                got=f"the loss {loss.item()}"
-                + (f" and a gradient of {broken[0]} that is not finite" if broken else ""),
-                remedy="Lower the learning rate, or train without bf16. The last checkpoint is kept.",
-            )
-        return loss
+def _smaller(folder: Path, micro_batch: int, accumulation: int, reason: str) -> tuple[int, int]:
+    """The next smaller micro-batch and its accumulation, remembered in ``folder``."""
+    if micro_batch == 1:
+        raise RunError(
+            str(folder),
+            expected="memory for a micro-batch of one row",
+            got=reason,
+            remedy="Shorten the rows (max_length), or use a machine with more memory.",
+        )
+    factor = next(number for number in range(2, micro_batch + 1) if micro_batch % number == 0)
+    smaller = {"batch_size": micro_batch // factor, "gradient_accumulation": accumulation * factor}
+    write_text(folder / MICRO_BATCH, json.dumps(smaller) + "\n")
+    said = f"micro-batches of {smaller['batch_size']}, accumulation {smaller['gradient_accumulation']}"
+    if processes().num_processes > 1:
+        raise RunError(
+            str(folder),
+            expected=f"memory for a micro-batch of {micro_batch} rows in each process",
+            got=reason,
+            remedy=f"Give the same command again: it goes on with {said}.",
+        )
+    notice(f"out of memory ({reason}); going on with {said}: as many rows a step as before.")
+    return smaller["batch_size"], smaller["gradient_accumulation"]
 
 
-class _Bar(ProgressCallback):  # type: ignore[misc]
-    """The trainer's bar with a title, and the loss on it instead of a line per log."""
+def _remembered(folder: Path, batch_size: int, gradient_accumulation: int) -> tuple[int, int]:
+    """The micro-batch and accumulation that an earlier process got along with, else those asked for."""
+    try:
+        found = json.loads((folder / MICRO_BATCH).read_text(encoding="utf-8"))
+        micro_batch, accumulation = int(found["batch_size"]), int(found["gradient_accumulation"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return batch_size, gradient_accumulation
+    if micro_batch < 1 or micro_batch * accumulation != batch_size * gradient_accumulation:
+        return batch_size, gradient_accumulation
+    return micro_batch, accumulation
 
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self.title = title
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.title)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    said = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in said)
 
 
 def processes() -> PartialState:
@@ -85,16 +128,3 @@ def on_this_machine() -> dict[str, Any]:
         "disable_tqdm": False,  # or a quiet log level would take the bar away
         "report_to": "none",
     }
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in a trainer's folder; those whose saving was interrupted are removed."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # the trainer writes it last
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-        else:
-            return str(checkpoint)
-    return None

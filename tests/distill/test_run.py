@@ -1,17 +1,26 @@
 """The whole run: it learns, resumes to the same bits, and refuses what it cannot use before it starts."""
 
 import json
+import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from inhibitor.distill import run as run_module
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.distill.run import distill
 from inhibitor.errors import InhibitorError
+from tests.distill.test_teacher import counted
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +50,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("calls", [1, 2, 3])  # of train(): two layers, then the whole model
 def test_a_killed_run_goes_on_to_the_same_bits(recipe, calls, monkeypatch, tmp_path):
     whole = DistillConfig.parse(recipe)
     expected = distill(whole)
@@ -81,6 +90,150 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, calls, monkeypatch, tmp_p
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_every_kind_of_stage_in_one_recipe(recipe):
+    step = {"tokens": 512, "batch_size": 4}
+    recipe["stages"] = [
+        {"kind": "joint", **step},
+        {"kind": "layerwise", "inputs": "teacher", **step},
+        {"kind": "layerwise", **step},
+        {"kind": "full", "losses": {"hidden_mse": 1, "hidden_cosine": 1, "context_relative": 0.1}, **step},
+    ]
+    metrics = distill(DistillConfig.parse(recipe))
+    names = ["converted", "calibrated", "joint", "layerwise", "layerwise-2", "full"]
+    assert [state["name"] for state in metrics["states"]] == names
+    assert [stage["kind"] for stage in metrics["stages"]] == ["joint", "layerwise", "layerwise", "full"]
+    context = {state["name"]: sum(state["context_error"]) for state in metrics["states"]}
+    assert context["joint"] < context["calibrated"]
+    traces = metrics["stages"][0]["history"][0]["traces"]
+    assert traces["layers"] == [0, 1]
+    assert set(traces) == {"layers", "context_error", "inhibited", "gamma", "eta", "delta", "length_exponent"}
+    assert all(0 < share < 1 for share in traces["inhibited"])
+    assert metrics["energy"]["joules"] is None or metrics["energy"]["joules"] > 0
+
+
+def test_logits_of_a_masked_language_model(recipe, masked_lm):
+    recipe["teacher"] = str(masked_lm)
+    recipe["stages"] = [{"kind": "logits", "tokens": 4096, "batch_size": 4, "learning_rate": 1e-3}]
+    metrics = distill(DistillConfig.parse(recipe))
+    losses = [step["loss"] for step in metrics["stages"][0]["history"]]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_task_specific_distillation(task_recipe):
+    task_recipe["stages"][0]["epochs"] = 8
+    config = DistillConfig.parse(task_recipe)
+    metrics = distill(config)
+    hidden = [sum(state["hidden_error"]) for state in metrics["states"]]
+    assert hidden[-1] < hidden[0]
+    assert metrics["teacher_scores"].keys() == metrics["scores"].keys() == {"validation"}
+    assert metrics["headline"] == metrics["scores"]["validation"]["accuracy"]
+    assert metrics["rows"] == {"train": 48, "validation": 24}
+    student = AutoModelForSequenceClassification.from_pretrained(config.output / "model")
+    assert student.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_distil_then_task_in_one_recipe(task_recipe, text):
+    task_recipe["text"] = {"files": [str(text)], "max_length": 16}
+    task_recipe["stages"].insert(0, {"kind": "joint", "tokens": 512, "batch_size": 4})
+    metrics = distill(DistillConfig.parse(task_recipe))
+    assert [state["name"] for state in metrics["states"]] == ["converted", "calibrated", "joint", "task"]
+
+
+def test_a_teacher_below_the_floor_stops_the_run(task_recipe, capsys):
+    task_recipe["stages"][0]["floor"] = 99.9
+    with pytest.raises(InhibitorError, match=r"whose accuracy on reviews is at least 99.9, got \d"):
+        distill(DistillConfig.parse(task_recipe))
+    assert "the teacher's accuracy on reviews, validation, is" in capsys.readouterr().err
+
+
+def test_a_shallower_student_of_another_family(recipe, tiny_bert, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    sizes = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 128}
+    DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    recipe |= {"student": str(tmp_path / "student"), "layer_map": [1]}
+    config = DistillConfig.parse(recipe)
+    metrics = distill(config)
+    assert metrics["student"] == {"family": "distilbert", "layers": [0], "heads": 2}
+    assert [len(state["hidden_error"]) for state in metrics["states"]] == [1] * 4
+    assert AutoModel.from_pretrained(config.output / "model").config.model_type == "inhibitor-distilbert"
+
+
+def test_a_cache_changes_little_and_spares_the_teacher(recipe, tmp_path, monkeypatch):
+    recipe["text"]["blocks"] = 24
+    recipe["stages"] = [
+        {"kind": "layerwise", "tokens": 1024, "batch_size": 4},
+        {"kind": "joint", "tokens": 1024, "batch_size": 4},
+        {"kind": "full", "tokens": 1024, "batch_size": 4},
+    ]
+    found: list[tuple[dict[str, Any], int]] = []
+    for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        recipe |= {"cache": cache, "output": str(tmp_path / f"run{len(found)}")}
+        with monkeypatch.context() as patch:
+            calls = counted(patch)
+            found.append((distill(DistillConfig.parse(recipe)), len(calls)))
+    errors = [sum(metrics["states"][-1]["hidden_error"]) for metrics, _ in found]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)  # targets are rounded to bfloat16
+    assert errors[1] == errors[2]
+    assert found[2][1] < found[1][1] < found[0][1]
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(recipe, monkeypatch, capsys):
+    expected = distill(DistillConfig.parse(recipe))
+    recipe["output"] += "-again"
+    config = DistillConfig.parse(recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Distillation, "_finish", _die)
+        with pytest.raises(Killed):
+            distill(config)
+    path = config.output / "stages" / "full" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = distill(config)
+    assert "full is damaged: model.safetensors" in capsys.readouterr().err
+    assert found["states"] == expected["states"]
+
+
+def _die(self):
+    raise Killed
+
+
+def test_another_teacher_under_the_same_name_is_refused(recipe, teacher, tmp_path, monkeypatch):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    recipe["teacher"] = str(tmp_path / "teacher")
+    config = DistillConfig.parse(recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Distillation, "_finish", _die)
+        with pytest.raises(Killed):
+            distill(config)
+    model = AutoModel.from_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        model.pooler.dense.bias.add_(1)
+    model.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(InhibitorError, match="other weights under its name"):
+        distill(config)
+
+
+def test_bad_rows_of_text_are_set_aside_and_counted(recipe, tmp_path):
+    lines = ['{"text": "the film is good and it was great"}'] * 200 + ["{broken"]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe["text"] = {"files": [str(tmp_path / "text.jsonl")], "max_length": 16, "on_bad_row": "quarantine"}
+    config = DistillConfig.parse(recipe)
+    counts = distill(config)["text"]
+    assert counts == {str(tmp_path / "text.jsonl"): {"read": 201, "used": 200, "quarantined": 1}}
+    assert len((config.output / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_accumulation_takes_the_same_steps(recipe, tmp_path):
+    recipe["stages"] = [{"kind": "full", "tokens": 1024, "batch_size": 4, "learning_rate": 1e-3}]
+    whole = distill(DistillConfig.parse(recipe))["stages"][0]["history"]
+    recipe["output"] = str(tmp_path / "parts")
+    recipe["stages"][0] |= {"batch_size": 1, "gradient_accumulation": 4}
+    parts = distill(DistillConfig.parse(recipe))["stages"][0]["history"]
+    assert [step["loss"] for step in parts] == pytest.approx([step["loss"] for step in whole], rel=1e-5)
+
+
 def test_only_chosen_layers_change_in_the_layerwise_stage(recipe, teacher):
     recipe["inhibitor"]["layers"] = [1]
     recipe["stages"] = recipe["stages"][:1]
@@ -112,6 +265,16 @@ def test_a_folder_of_another_run_is_refused(recipe):
         ({"stages": [{"kind": "full", "tokens": 10000, "lerning_rate": 1}]}, "learning_rate"),
         ({"inhibitor": {"layers": [7]}}, "layers"),
         ({"validation_sequence": 3}, "validation_sequences"),
+        ({"text": None}, "text for the layerwise stage"),
+        ({"cache": "cache"}, "a fixed number of blocks"),
+        ({"stages": [{"kind": "joint", "tokens": 9999, "losses": {"hidden_mse": 1}}]}, "context_mse"),
+        ({"stages": [{"kind": "joint", "tokens": 9999, "losses": {}}]}, "losses"),
+        ({"stages": [{"kind": "full", "tokens": 9999, "losses": {"hidden_mse": -1}}]}, "greater than 0"),
+        (
+            {"stages": [{"kind": "logits", "tokens": 9999}, {"kind": "task", "task": "reviews"}]},
+            "stages that one teacher can teach",
+        ),
+        ({"stages": [{"kind": "task", "task": "revews"}]}, "reviews"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -135,20 +298,44 @@ def test_text_that_is_not_utf8_is_refused(recipe, tmp_path):
         distill(DistillConfig.parse(recipe))
 
 
-def test_two_processes_train_one_student(recipe, tmp_path):
-    single = DistillConfig.parse(recipe)
-    expected = distill(single)["states"]
+def torchrun(config, processes=2):
+    file = config.output.with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "inhibitor", "distill", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads((config.output / "metrics.json").read_text())
 
-    recipe["output"] = str(tmp_path / "double")
+
+@pytest.mark.parametrize("blocks", [None, 24])
+def test_two_processes_take_the_steps_of_one(recipe, tmp_path, blocks):
+    """The same losses within 1e-5 at the same global batch, on a stream and on a fixed set with a cache."""
+    recipe["text"]["blocks"] = blocks
+    recipe["cache"] = blocks and str(tmp_path / "cache")
+    recipe["stages"] = [
+        {"kind": kind, "tokens": 1024, "batch_size": 4, "learning_rate": 1e-3}
+        for kind in ("joint", "layerwise", "full")
+    ]
+    expected = distill(DistillConfig.parse(recipe))
+
+    recipe |= {"output": str(tmp_path / "double"), "cache": blocks and str(tmp_path / "cache-of-two")}
     for stage in recipe["stages"]:
         stage["batch_size"] //= 2  # of each process
-    double = DistillConfig.parse(recipe)
-    file = tmp_path / "recipe.yaml"
-    file.write_text(double.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "inhibitor"]
-    result = subprocess.run([*command, "distill", str(file)], capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads((double.output / "metrics.json").read_text())["states"]
-    assert [state["name"] for state in found] == [state["name"] for state in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-3)
+    found = torchrun(DistillConfig.parse(recipe))
+    for ours, theirs in zip(found["stages"], expected["stages"], strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        losses = [[step["loss"] for step in stage["history"]] for stage in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for ours, theirs in zip(found["states"], expected["states"], strict=True):
+        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-4)
+
+
+def test_two_processes_share_a_task(task_recipe, tmp_path):
+    task_recipe["stages"][0] |= {"dropout": False, "learning_rate": 1e-4}
+    expected = distill(DistillConfig.parse(task_recipe))
+    task_recipe["output"] = str(tmp_path / "double")
+    task_recipe["stages"][0]["batch_size"] //= 2
+    found = torchrun(DistillConfig.parse(task_recipe))
+    losses = [[step["loss"] for step in metrics["stages"][0]["history"]] for metrics in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from inhibitor.errors import InhibitorError
+from inhibitor.errors import InhibitorError, Interrupted
 
 app = typer.Typer(
     name="inhibitor",
@@ -17,7 +17,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one sentence and exit status 2."""
+    """Run the command line.
+
+    Exit status 2 is an error of ours, in one sentence: something that cannot be used, or training that cannot go on
+    (no memory, no disk space, a NaN). 143 and 130 are SIGTERM and Ctrl-C; during training the sentence then names the
+    checkpoint that the same command goes on from.
+    """
     from inhibitor.cli import bench, convert, distill, evaluate, finetune, info, report
 
     for verb in (convert, distill, finetune, evaluate, report, info):
@@ -28,6 +33,9 @@ def main() -> None:
     except InhibitorError as error:
         print(f"inhibitor: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(f"inhibitor: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
 
 
 def show(run: Path) -> None:

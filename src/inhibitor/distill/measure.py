@@ -8,38 +8,109 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inhibitor.distill.losses import squared_errors
-from inhibitor.models.attention import contexts, inhibitor_layers, tapping
+from inhibitor.distill.observe import observe, on_teacher, readable
+from inhibitor.distill.teacher import Teacher
+from inhibitor.models.attention import Tapped, contexts, inhibitor_layers
+
+TRACED = ("gamma", "eta", "delta", "length_exponent")
+QUERIES = 32  # at most, on which the share of inhibited values is counted
 
 
 @torch.no_grad()
 def errors(
-    student: PreTrainedModel, teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+    student: PreTrainedModel, teacher: Teacher, batches: Iterable[Mapping[str, Tensor]], layers: Mapping[int, int]
 ) -> dict[str, list[float]]:
     """Relative squared errors of context and hidden states per layer, each model fed by its own lower layers.
+
+    Args:
+        student: Of any depth.
+        teacher: Of any depth and size; what has another shape than the student's is left out.
+        batches: Inputs of the teacher.
+        layers: The teacher's layer for each of the student's.
 
     Returns:
         ``context_error`` and ``hidden_error``: Σ(student − teacher)² / Σ teacher² over all real tokens.
     """
-    totals: Tensor | None = None
+    names = {"context_error": [f"context-{i}" for i in layers], "hidden_error": [f"hidden-{i + 1}" for i in layers]}
+    wanted = [name for kind in names.values() for name in kind]
+    totals: dict[str, Tensor] = {}
     for batch in batches:
-        found = [_states(model, batch) for model in (student, teacher)]
-        pairs = [
-            torch.stack([squared_errors(s, t, batch["attention_mask"]) for s, t in zip(*kind, strict=True)])
-            for kind in zip(*found, strict=True)
-        ]
-        sums = torch.stack(pairs)
-        totals = sums if totals is None else totals + sums
-    if totals is None:
-        raise ValueError("no batches to measure on")
-    context_error, hidden_error = (totals[..., 0] / totals[..., 1]).tolist()
-    return {"context_error": context_error, "hidden_error": hidden_error}
+        ours = observe(student, batch, wanted)
+        theirs = teacher.compute(batch, {on_teacher(name, layers) for name in wanted})
+        for name in wanted:
+            state, target = ours[name], theirs[on_teacher(name, layers)]
+            if state.shape == target.shape:
+                parts = squared_errors(state, target, batch["attention_mask"])
+                totals[name] = totals.get(name, 0) + parts
+    if not totals:
+        raise ValueError("nothing to compare")
+    ratios = {name: (total[0] / total[1]).item() for name, total in totals.items()}
+    return {kind: [ratios[name] for name in found if name in ratios] for kind, found in names.items()}
 
 
-def _states(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Contexts and hidden states of every layer, embeddings excluded."""
-    with tapping(model) as tapped:
-        output = model.base_model(**batch, output_hidden_states=True)
-    return [tap.context for tap in tapped], output.hidden_states[1:]
+class Trace:
+    """What is logged of a student while it is trained, beside its loss, on a few rows; flat, as trackers want it.
+
+    For each converted layer i: ``context_error/i`` and ``inhibited/i``, the share of values that come through as 0; and
+    the means over heads of γ, η, δ and ρ, ``gamma/i`` and so on.
+
+    Args:
+        student: Read only.
+        teacher: Asked once.
+        batch: The rows.
+        layers: The teacher's layer for each of the student's.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: Teacher, batch: Mapping[str, Tensor], layers: Mapping[int, int]
+    ) -> None:
+        self.student, self.inputs, self.mask = student, readable(student, batch), batch["attention_mask"]
+        targets = teacher.compute(batch, {f"context-{layers[layer]}" for layer in inhibitor_layers(student)})
+        self.targets = {layer: targets[f"context-{layers[layer]}"] for layer in inhibitor_layers(student)}
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Look at the student as it is now."""
+        training = self.student.training
+        found = contexts(self.student.eval(), self.inputs)
+        self.student.train(training)
+        traced = {}
+        for layer, attention in inhibitor_layers(self.student).items():
+            context, target = found[layer].context, self.targets[layer]
+            if context.shape == target.shape:
+                error, size = squared_errors(context, target, self.mask)
+                traced[f"context_error/{layer}"] = (error / size).item()
+            z = attention.inhibition(*_first(found[layer]))
+            traced[f"inhibited/{layer}"] = _inhibited(z, found[layer].value)
+            traced |= {f"{name}/{layer}": getattr(attention, name).mean().item() for name in TRACED}
+        return traced
+
+
+def _first(tapped: Tapped) -> tuple[Tensor, Tensor, Tensor | None, bool, float]:
+    """The arguments of ``InhibitorAttention.inhibition``."""
+    return tapped.query, tapped.key, tapped.attn_mask, tapped.is_causal, tapped.scale
+
+
+def _inhibited(z: Tensor, value: Tensor) -> float:
+    """The share of the values in sight, of (batch, heads, queries, keys) pairs, that |v| ≤ z sets to 0."""
+    z = z[:, :, :: max(1, -(-z.shape[2] // QUERIES))]
+    seen = z.isfinite()
+    size = value.abs().repeat_interleave(z.shape[1] // value.shape[1], 1)
+    inhibited = sum(((size[..., feature].unsqueeze(2) <= z) & seen).sum() for feature in range(size.shape[-1]))
+    return (inhibited / (seen.sum() * size.shape[-1])).item()
+
+
+def step(logs: Mapping[str, Any], layer: int | None) -> dict[str, Any]:
+    """What the report reads of one logged step: the trainer's flat log with its traces gathered by layer."""
+    entry = {name: logs[name] for name in ("step", "loss", "grad_norm", "learning_rate") if name in logs}
+    flat: dict[str, dict[int, float]] = {name.partition("/")[0]: {} for name in logs if "/" in name}
+    for name, value in logs.items():
+        kind, slash, index = name.partition("/")
+        if slash:
+            flat[kind][int(index)] = value
+    layers = sorted({index for values in flat.values() for index in values})
+    traces = {kind: [values[index] for index in layers] for kind, values in flat.items() if len(values) == len(layers)}
+    return {**entry, "layer": layer, **({"traces": {"layers": layers, **traces}} if layers else {})}
 
 
 def parameters(student: PreTrainedModel) -> dict[str, list[list[float]]]:
@@ -50,7 +121,11 @@ def parameters(student: PreTrainedModel) -> dict[str, list[list[float]]]:
 
 @torch.no_grad()
 def attention_example(
-    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    pairs: Mapping[int, int],
 ) -> dict[str, Any]:
     """The teacher's softmax weights and the student's inhibition Z on one sentence, in the middle converted layer.
 
@@ -60,8 +135,8 @@ def attention_example(
     inputs = {"input_ids": encoded["input_ids"].to(teacher.device)}
     layers = inhibitor_layers(student)
     layer = list(layers)[len(layers) // 2]
-    theirs = contexts(teacher, inputs, last=layer)[-1]
-    ours = contexts(student, inputs, last=layer)[-1]
+    theirs = contexts(teacher, inputs, last=pairs[layer])[pairs[layer]]
+    ours = contexts(student, inputs, last=layer)[layer]
     weights = torch.softmax(theirs.query @ theirs.key.mT * theirs.scale, -1)[0]
     entropy = -torch.special.xlogy(weights, weights).sum(-1).mean(-1)
     head = int(entropy.argmin())

@@ -1,4 +1,4 @@
-"""What a distillation run is asked: a teacher, text, and stages in order."""
+"""What a distillation run is asked: a teacher, a student, data, and stages in order."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,15 +7,22 @@ from pydantic import Field, model_validator
 
 from inhibitor.config import Config
 from inhibitor.data.corpus import TextConfig
+from inhibitor.data.files import OnBadRow
 from inhibitor.errors import ConfigError
 from inhibitor.models.config import InhibitorConfig
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ContextLoss = Literal["context_mse", "context_relative"]
+HiddenLoss = Literal["hidden_mse", "hidden_cosine"]
+TaskLoss = Literal["soft_labels", "hard_labels"]
 
 
 class CalibrationConfig(Config):
     """How γ, η, δ and ρ are fitted before any training.
 
     Args:
-        sequences: Blocks of text to fit on.
+        sequences: Blocks of text, or rows of the task, to fit on.
         lengths: Each block is also cut to these lengths, so that ρ can be told from η; those of the text's
             max_length and above are left out.
     """
@@ -28,8 +35,7 @@ class StageConfig(Config):
     """What every stage is asked.
 
     Args:
-        tokens: Tokens of text to train on; in the layer-wise stage, for each layer.
-        batch_size: Blocks per step and device.
+        batch_size: Blocks or rows per step and process.
         gradient_accumulation: Steps whose gradients are added up before the weights change.
         learning_rate: The peak of the cosine schedule.
         inhibitor_learning_rate: That of γ, η, δ and ρ, which are few and of order one.
@@ -39,7 +45,7 @@ class StageConfig(Config):
         checkpoints: How often the stage's state is saved, so that a killed run goes on from there.
     """
 
-    tokens: int = Field(gt=0)
+    kind: str
     batch_size: int = Field(default=16, gt=0)
     gradient_accumulation: int = Field(default=1, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -50,56 +56,203 @@ class StageConfig(Config):
     checkpoints: int = Field(default=5, ge=1)
 
 
-class LayerwiseStage(StageConfig):
-    """Bottom-up, one layer at a time: its Q, K, V and inhibitor parameters, MSE of the context (METHOD, E1 stage 1)."""
+class TextStage(StageConfig):
+    """A stage on the recipe's text.
+
+    Args:
+        tokens: Tokens of text to train on; in the layer-wise stage, for each layer.
+    """
+
+    tokens: int = Field(gt=0)
+
+
+class WholeModel(StageConfig):
+    """A stage that trains everything.
+
+    Args:
+        projection: Whether hidden states of another size than the teacher's are projected to it, by a learned matrix
+            for each layer that is thrown away afterwards.
+        gradient_checkpointing: Whether the backward pass computes each layer anew instead of keeping it in memory.
+        compile: Whether the layers of teacher and student go through ``torch.compile``.
+    """
+
+    projection: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+class LayerwiseStage(TextStage):
+    """One converted layer after another, bottom-up: its Q, K, V and γ, η, δ, ρ (METHOD, E1 stage 1).
+
+    Args:
+        inputs: Whether the layer is fed by the student's own lower layers, as in the paper, or by the teacher's.
+        losses: Weight of each loss.
+    """
 
     kind: Literal["layerwise"] = "layerwise"
+    inputs: Literal["student", "teacher"] = "student"
+    losses: dict[ContextLoss, Weight] = Field(default={"context_mse": 1.0}, min_length=1)
 
 
-class FullStage(StageConfig):
-    """Everything unfrozen, MSE of the hidden states of all layers (METHOD, E1 stage 2)."""
+class JointStage(TextStage):
+    """Attention transfer of all converted layers in one pass: each is fed by the teacher's lower layers.
+
+    The teacher runs once up to the last converted layer; of the student, only the attention runs.
+
+    Args:
+        losses: Weight of each loss; summed over layers.
+    """
+
+    kind: Literal["joint"] = "joint"
+    losses: dict[ContextLoss, Weight] = Field(default={"context_mse": 1.0}, min_length=1)
+
+
+class FullStage(TextStage, WholeModel):
+    """Everything unfrozen, compared with the teacher layer by layer (METHOD, E1 stage 2).
+
+    Args:
+        losses: Weight of each loss; summed over layers.
+    """
 
     kind: Literal["full"] = "full"
     learning_rate: float = Field(default=3e-4, gt=0)
+    losses: dict[ContextLoss | HiddenLoss, Weight] = Field(default={"hidden_mse": 1.0}, min_length=1)
 
 
-Stage = Annotated[LayerwiseStage | FullStage, Field(discriminator="kind")]
+class LogitsStage(TextStage, WholeModel):
+    """Everything unfrozen, on masked text, compared with the teacher's masked-language-model head.
+
+    Args:
+        losses: Weight of each loss; ``masked_lm`` is the KL divergence over the vocabulary at every real token.
+        temperature: Of ``masked_lm``.
+        mask_probability: Share of the tokens that are masked, by BERT's rule; the same ones whenever a block comes by.
+    """
+
+    kind: Literal["logits"] = "logits"
+    learning_rate: float = Field(default=3e-4, gt=0)
+    losses: dict[ContextLoss | HiddenLoss | Literal["masked_lm"], Weight] = Field(
+        default={"masked_lm": 1.0}, min_length=1
+    )
+    temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+
+
+class TaskStage(WholeModel):
+    """Task-specific distillation from a teacher fine-tuned on the task (METHOD, E2).
+
+    Args:
+        task: The task's name.
+        data: A folder with the data, or None for the Hugging Face hub.
+        on_bad_row: Whether a bad row stops the run or is left out.
+        epochs: Passes over the training split.
+        max_length: Tokens a row may have; the task's default where None.
+        losses: Weight of each loss: ``soft_labels`` is the KL divergence of soft probabilities, or the squared error
+            of the predictions where the task is a regression; ``hard_labels`` is the task's own loss.
+        temperature: Of ``soft_labels``.
+        floor: The least score of the teacher's, in points (0 to 100) of the task's first metric; below, nothing starts.
+        dropout: Whether the student is trained with its dropout.
+    """
+
+    kind: Literal["task"] = "task"
+    task: str
+    data: Path | None = None
+    on_bad_row: OnBadRow = "stop"
+    epochs: int = Field(default=3, gt=0)
+    max_length: int | None = Field(default=None, ge=8)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    losses: dict[ContextLoss | HiddenLoss | TaskLoss, Weight] = Field(
+        default={"soft_labels": 0.5, "hidden_mse": 0.5}, min_length=1
+    )
+    temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    floor: float | None = None
+    dropout: bool = True
+
+
+Stage = Annotated[LayerwiseStage | JointStage | FullStage | LogitsStage | TaskStage, Field(discriminator="kind")]
+AnyStage = LayerwiseStage | JointStage | FullStage | LogitsStage | TaskStage
 
 
 class DistillConfig(Config):
-    """A task-agnostic distillation (E1).
+    """A distillation: E1 on text, E2 on a task, or one after the other.
 
     Args:
-        teacher: A local folder, a hub id or ``"minilm"``.
+        teacher: A local folder, a hub id or ``"minilm"``. With a ``task`` stage, a classifier fine-tuned on it; with a
+            ``logits`` stage, a masked language model.
+        student: The model to start from: an inhibitor student, or a softmax model to convert. None takes the
+            teacher's own weights.
+        layer_map: The teacher's layer for each of the student's; None pairs them one to one. Where ``student`` is
+            None, the student gets just these layers.
         output: The run's folder.
-        text: Unlabelled text.
-        inhibitor: The attention that the student gets.
+        text: Unlabelled text; needed by every stage but ``task``.
+        inhibitor: The attention that a student to be converted gets, and in which layers.
         calibration: How its parameters are fitted first; None leaves them at their initial values.
         stages: Training, in order.
-        validation_sequences: Blocks of held-out text on which every state of the student is measured.
+        cache: A folder for the teacher's outputs in bfloat16, so that a second epoch, layer, stage or student need
+            not compute them. Text must then be a fixed number of blocks.
+        validation_sequences: Blocks of held-out text, or rows of the task's evaluation split, on which every state of
+            the student is measured.
         example: The sentence of the report's attention picture.
-        seed: Of the order of the text.
+        seed: Of the order of the data, the masking and the dropout.
+        report_to: Trackers that follow the run, of those installed.
+        carbon_intensity: Grams of CO₂ per kWh where the run takes place, to turn measured energy into CO₂.
     """
 
     teacher: str
+    student: str | None = None
+    layer_map: tuple[int, ...] | None = Field(default=None, min_length=1)
     output: Path
-    text: TextConfig
+    text: TextConfig | None = None
     inhibitor: InhibitorConfig = InhibitorConfig()
     calibration: CalibrationConfig | None = CalibrationConfig()
     stages: tuple[Stage, ...] = Field(min_length=1)
+    cache: Path | None = None
     validation_sequences: int = Field(default=64, gt=0)
     example: str = "The old lighthouse keeper, who had never left the island, wrote a letter to his sister."
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+    report_to: tuple[Tracker, ...] = ()
+    carbon_intensity: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @property
+    def task(self) -> TaskStage | None:
+        """The first task stage."""
+        return next((stage for stage in self.stages if isinstance(stage, TaskStage)), None)
 
     @model_validator(mode="after")
-    def _enough_tokens(self) -> "DistillConfig":
+    def _fits_together(self) -> "DistillConfig":
         for stage in self.stages:
-            step = stage.batch_size * stage.gradient_accumulation * self.text.max_length
-            if stage.tokens < step:
-                raise ConfigError(
-                    f"tokens of the {stage.kind} stage",
-                    expected=f"at least {step}, those of one step",
-                    got=str(stage.tokens),
-                    remedy="Give it more tokens, or a smaller batch_size.",
-                )
+            if isinstance(stage, TextStage):
+                self._check_text(stage)
+        kinds = {stage.kind for stage in self.stages}
+        if {"logits", "task"} <= kinds:
+            raise ConfigError(
+                "stages",
+                expected="stages that one teacher can teach",
+                got="logits, for a masked language model, and task, for a classifier",
+                remedy="Make two recipes, the second with the first one's model as student.",
+            )
+        if len({stage.task for stage in self.stages if isinstance(stage, TaskStage)}) > 1:
+            raise ConfigError(
+                "stages", expected="one task", got="several", remedy="Make one recipe for each task and its teacher."
+            )
+        if self.cache is not None and self.text is not None and self.text.blocks is None:
+            raise ConfigError(
+                "cache",
+                expected="text of a fixed number of blocks",
+                got="text that streams without end",
+                remedy="Set text.blocks, or leave the cache out.",
+            )
         return self
+
+    def _check_text(self, stage: TextStage) -> None:
+        if self.text is None:
+            raise ConfigError(
+                "text", expected=f"text for the {stage.kind} stage", got="none", remedy="Name files or a dataset."
+            )
+        step = stage.batch_size * stage.gradient_accumulation * self.text.max_length
+        if stage.tokens < step:
+            raise ConfigError(
+                f"tokens of the {stage.kind} stage",
+                expected=f"at least {step}, those of one step",
+                got=str(stage.tokens),
+                remedy="Give it more tokens, or a smaller batch_size.",
+            )

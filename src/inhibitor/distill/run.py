@@ -1,30 +1,32 @@
 """One distillation from recipe to report: resumable stage by stage, layer by layer, checkpoint by checkpoint."""
 
-import json
 import shutil
-import time
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
+from inhibitor import energy
 from inhibitor.data import corpus
+from inhibitor.data.files import write_quarantine
+from inhibitor.data.labelled import LabelledData, load_task
+from inhibitor.data.tasks import get_task
 from inhibitor.distill import measure
 from inhibitor.distill.calibrate import calibrate
-from inhibitor.distill.recipe import CalibrationConfig, DistillConfig
-from inhibitor.distill.stages import objectives, train
-from inhibitor.errors import ModelError
-from inhibitor.models.attention import TEACHER, contexts, inhibitor_layers
-from inhibitor.models.convert import convert
-from inhibitor.models.loading import load_pretrained
+from inhibitor.distill.pairing import Pair, load_pair
+from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, TaskStage
+from inhibitor.distill.rows import Material, Rows
+from inhibitor.distill.stages import Objective, rehearse, train, units
+from inhibitor.distill.states import States
+from inhibitor.distill.teacher import Cache, Teacher
+from inhibitor.errors import ModelError, RunError, notice
+from inhibitor.evaluate.evaluate import headline, score
+from inhibitor.models.attention import contexts, inhibitor_layers
 from inhibitor.runs import METRICS, Run
 from inhibitor.training import processes
 
-STAGES, PROGRESS, CHECKPOINTS = "stages", "progress.json", "checkpoints"
-MEASURE_BATCH = 16
+STAGES, CHECKPOINTS = "stages", "checkpoints"
+PROBED = 4  # rows that the traces are taken on
 
 
 def distill(config: DistillConfig) -> dict[str, Any]:
@@ -34,109 +36,182 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     between stages), ``metrics.json`` and the report.
 
     Raises:
-        ConfigError, DataError, ModelError, RunError: Before any work, where the recipe, the text, the teacher or
-            the folder cannot be used.
+        ConfigError, DataError, ModelError, RunError: Before any work, where the recipe, the data, the models or the
+            folder cannot be used; RunError also where training cannot go on.
+        Interrupted: SIGTERM or Ctrl-C while training, with a checkpoint to go on from.
     """
-    corpus.check(config.text)
-    tokenizer, teacher = _load_teacher(config)
+    if Run(config.output).finished:
+        return Run.start(config.output, config).metrics()
+    task = config.task
+    text = {} if config.text is None else corpus.check(config.text)
+    labelled = None if task is None else load_task(get_task(task.task), task.data, on_bad_row=task.on_bad_row)
+    pair = load_pair(config)
     with processes().main_process_first():
         run = Run.start(config.output, config)
-    if run.finished:
-        return run.metrics()
+    tallies = [contents.tally for contents in text.values()]
+    tallies += [split.tally for split in labelled.splits.values()] if labelled is not None else []
+    if processes().is_main_process:
+        write_quarantine(run.path, tallies)
     set_seed(config.seed)
-    return _Distillation(run, config, tokenizer, teacher).complete()
-
-
-def _load_teacher(config: DistillConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = load_pretrained(AutoTokenizer, config.teacher)
-    teacher = load_pretrained(AutoModel, config.teacher, attn_implementation=TEACHER, dtype=torch.float32)
-    longest = getattr(teacher.config, "max_position_embeddings", config.text.max_length)
-    if config.text.max_length > longest:
-        raise ModelError(
-            config.teacher,
-            expected=f"text.max_length of at most {longest}",
-            got=str(config.text.max_length),
-            remedy="Shorten the blocks.",
-        )
-    return tokenizer, teacher.eval().requires_grad_(False)
+    with energy.Meter(carbon_intensity=config.carbon_intensity) as meter:
+        counts = {str(path): contents.tally.counts() for path, contents in text.items()}
+        return _Distillation(run, config, pair, labelled, counts, meter).complete()
 
 
 class _Distillation:
-    """The run while it goes on. ``progress.json`` holds what is done; it is written after each unit of work."""
+    """The run while it goes on. ``progress`` says what is done; it is kept with the weights of each state."""
 
     def __init__(
-        self, run: Run, config: DistillConfig, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel
+        self,
+        run: Run,
+        config: DistillConfig,
+        pair: Pair,
+        labelled: LabelledData | None,
+        counts: dict[str, dict[str, int]],
+        meter: energy.Meter,
     ) -> None:
-        self.run, self.config, self.tokenizer, self.teacher = run, config, tokenizer, teacher
+        self.run, self.config, self.pair, self.labelled = run, config, pair, labelled
+        self.counts, self.meter = counts, meter
         self.processes = processes()
-        self.teacher.to(self.processes.device)
-        softmax = load_pretrained(AutoModel, config.teacher, dtype=torch.float32)
-        self.student = convert(softmax, config.inhibitor).eval().to(self.processes.device)
-        held_out = corpus.packed(config.text, tokenizer, config.seed, held_out=True)
-        self.validation = self._batches(held_out, config.validation_sequences)
-        self.progress: dict[str, Any] = {"states": [], "stages": [], "parameters": {}, "weights": None}
-        self._resume()
+        self.teacher, self.student, self.layers = Teacher(pair.teacher), pair.student, pair.layers
+        for model in (pair.teacher, pair.student):
+            model.to(self.processes.device)
+        self.material = Material(config, pair.tokenizer, labelled)
+        self.states = States(run.path / STAGES)
+        self.progress: dict[str, Any] = {
+            "saves": 0,
+            "teacher": {"name": config.teacher, "sha256": self.teacher.digest()},
+            "states": [],
+            "stages": [],
+            "parameters": {},
+            "energy": None,
+        }
+        self.newest = self._resume()
+        self.energy_before = self.progress["energy"]
+        self.teacher.check_repeats(self.material.validation[0], self.layers.values())
+        self._check_score()
+        self._rehearse()
+        probe = {name: tensor[:PROBED] for name, tensor in self.material.validation[0].items()}
+        self.trace = measure.Trace(self.student, self.teacher, probe, self.layers)
 
     def complete(self) -> dict[str, Any]:
         """Do what is left to do."""
-        self._state("converted")
-        if self.config.calibration is not None and not self._known("calibrated"):
-            self._calibrate(self.config.calibration)
-        if self.config.calibration is not None:
+        calibration = self.config.calibration if self.pair.converted else None
+        self._state("converted" if self.pair.converted else "given")
+        if calibration is not None:
+            if not self._known("calibrated"):
+                self._calibrate(calibration)
             self._state("calibrated")
-        names: list[str] = []
         for index, stage in enumerate(self.config.stages):
             repeated = sum(earlier.kind == stage.kind for earlier in self.config.stages[:index])
-            names.append(stage.kind if not repeated else f"{stage.kind}-{repeated + 1}")
-            if not self._known(names[-1]):
-                self._train(index, names[-1])
-            self._state(names[-1])
+            name = stage.kind if not repeated else f"{stage.kind}-{repeated + 1}"
+            if not self._known(name):
+                self._train(index, stage, name)
+            self._state(name)
         return self._finish()
 
-    def _train(self, index: int, name: str) -> None:
-        stage = self.config.stages[index]
+    def _train(self, index: int, stage: AnyStage, name: str) -> None:
         if len(self.progress["stages"]) <= index:
-            self.progress["stages"].append({"name": name, "units": 0, "tokens": 0, "seconds": 0.0, "history": []})
+            self.progress["stages"].append(
+                {
+                    "name": name,
+                    "kind": stage.kind,
+                    "losses": dict(stage.losses),
+                    "units": 0,
+                    "tokens": 0,
+                    "seconds": 0.0,
+                    "checkpoints": {"count": 0, "seconds": 0.0},
+                    "history": [],
+                }
+            )
         record = self.progress["stages"][index]
-        units = list(objectives(stage, self.student, self.teacher))
-        for unit in range(record["units"], len(units)):
-            layer, objective = units[unit]
+        rows = self.material.rows(index, stage)
+        layers = units(stage, self.student)
+        self.teacher.cache = self._cache(stage, rows, name)
+        for unit in range(record["units"], len(layers)):
+            layer = layers[unit]
             folder = self.run.path / CHECKPOINTS / f"{index}-{unit}"
-            blocks = corpus.packed(self.config.text, self.tokenizer, self.config.seed + 1 + index)
-            started = time.perf_counter()
-            title = name if layer is None else f"{name}, layer {layer}"
-            history = train(objective, stage, blocks, self.config.text.max_length, self.config.seed, folder, title)
-            record["seconds"] += time.perf_counter() - started
-            record["history"] += [{**entry, "layer": layer} for entry in history]
-            blocks_per_step = stage.batch_size * stage.gradient_accumulation * self.processes.num_processes
-            step = blocks_per_step * self.config.text.max_length
-            record["tokens"] += stage.tokens // step * step
+            trainer = train(
+                self._objective(stage, layer),
+                rows,
+                seed=self.config.seed,
+                folder=folder,
+                title=name if layer is None else f"{name}, layer {layer}",
+                report_to=self.config.report_to,
+                trace=self.trace,
+            )
+            self.student.eval()
+            record["seconds"] += trainer.trained_seconds
+            record["tokens"] += int(trainer.state.num_input_tokens_seen)
+            record["checkpoints"]["count"] += trainer.checkpoint_count
+            record["checkpoints"]["seconds"] += trainer.checkpoint_seconds
+            record["history"] += [measure.step(logs, layer) for logs in trainer.state.log_history if "loss" in logs]
             record["units"] = unit + 1
             self._save(f"{name}-{unit}")
             if self.processes.is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)
+        self.teacher.cache = None
+
+    def _objective(self, stage: AnyStage, layer: int | None) -> Objective:
+        return Objective(self.student, self.teacher, stage, self.layers, layer)
+
+    def _cache(self, stage: AnyStage, rows: Rows, name: str) -> Cache | None:
+        if self.config.cache is None:
+            return None
+        cache = Cache(self.config.cache, self.teacher, rows)
+        cache.complete(
+            set().union(*(self._objective(stage, unit).targets() for unit in units(stage, self.student))), name
+        )
+        return cache
 
     def _calibrate(self, calibration: CalibrationConfig) -> None:
-        blocks = corpus.packed(self.config.text, self.tokenizer, self.config.seed)
-        batch = self._batches(blocks, calibration.sequences)
-        whole = self.config.text.max_length
-        cuts = [length for length in calibration.lengths if length < whole]
-        taps = [
-            contexts(self.teacher, {name: tensor[:, :length] for name, tensor in inputs.items()})
-            for inputs in batch
-            for length in (*cuts, whole)
-        ]
+        taps = [contexts(self.pair.teacher, batch) for batch in self.material.calibration(calibration)]
         layers = inhibitor_layers(self.student).items()
         for layer, attention in tqdm(layers, desc="calibrated, layers", dynamic_ncols=True):
-            calibrate(attention, [tapped[layer] for tapped in taps])
+            calibrate(attention, [tapped[self.layers[layer]] for tapped in taps])
+
+    def _check_score(self) -> None:
+        """Measure the teacher on its task, say its score, and refuse one below the recipe's floor."""
+        if self.labelled is None:
+            return
+        task, teacher = self.labelled.task, self.progress["teacher"]
+        if "scores" not in teacher:
+            teacher["scores"], _ = score(self.pair.teacher, self.pair.tokenizer, task, self.material.evaluation)
+            teacher["headline"] = headline(task, teacher["scores"])
+        points = 100 * teacher["headline"]
+        if self.processes.is_main_process:
+            split = next(iter(teacher["scores"]))
+            notice(f"the teacher's {task.metrics[0]} on {task.name}, {split}, is {points:.1f}.")
+        floors = [stage.floor for stage in self.config.stages if isinstance(stage, TaskStage) and stage.floor]
+        if floors and points < max(floors):
+            raise ModelError(
+                self.config.teacher,
+                expected=f"a teacher whose {task.metrics[0]} on {task.name} is at least {max(floors)}",
+                got=f"{points:.1f}",
+                remedy="Fine-tune it better, or lower the floor.",
+            )
+
+    def _rehearse(self) -> None:
+        for index, stage in enumerate(self.config.stages):
+            rows = self.material.rows(index, stage)
+            sample = rows.collate(list(rows.dataset.take(1)))
+            batch = {name: tensor.to(self.processes.device) for name, tensor in sample.items()}
+            for layer in units(stage, self.student):
+                rehearse(self._objective(stage, layer), batch)
+        self.student.eval()
 
     def _state(self, name: str) -> None:
         """Measure and keep the student as it is now, once."""
         if self._known(name):
             return
         self.student.requires_grad_(True)
-        errors = measure.errors(self.student, self.teacher, self.validation)
-        self.progress["states"].append({"name": name, **errors})
+        errors = measure.errors(self.student, self.teacher, self.material.validation, self.layers)
+        state: dict[str, Any] = {"name": name, **errors}
+        if self.labelled is not None:
+            state["scores"], _ = score(
+                self.student, self.pair.tokenizer, self.labelled.task, self.material.for_student(self.student)
+            )
+        self.progress["states"].append(state)
         self.progress["parameters"][name] = measure.parameters(self.student)
         self._save(name)
 
@@ -144,67 +219,78 @@ class _Distillation:
         return any(state["name"] == name for state in self.progress["states"])
 
     def _save(self, name: str) -> None:
-        """Weights first, then the progress that names them, then away with those it no longer names."""
-        self.progress["weights"] = name
+        self.progress["saves"] += 1
+        self.progress["energy"] = energy.add(self.energy_before, self.meter.read())
         if self.processes.is_main_process:
-            folder = self.run.path / STAGES / name
-            self.student.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            self.run.write_json(PROGRESS, self.progress)
-            kept = {name, *(state["name"] for state in self.progress["states"])}
-            for other in (self.run.path / STAGES).iterdir():
-                if other.name not in kept:
-                    shutil.rmtree(other)
+            keep = [state["name"] for state in self.progress["states"]]
+            self.states.save(name, self.student, self.pair.student_tokenizer, self.progress, keep)
         self.processes.wait_for_everyone()
+        self.newest = name
 
-    def _resume(self) -> None:
-        path = self.run.path / PROGRESS
-        if path.is_file():
-            self.progress = json.loads(path.read_text(encoding="utf-8"))
-            weights = load_file(self.run.path / STAGES / self.progress["weights"] / "model.safetensors")
-            self.student.load_state_dict(weights)
-        self.processes.wait_for_everyone()  # all have read what was there before any writes on
+    def _resume(self) -> str:
+        with self.processes.main_process_first():  # which renames what is damaged
+            found = self.states.newest()
+        if found is None:
+            return ""
+        name, progress = found
+        if progress["teacher"]["sha256"] != self.progress["teacher"]["sha256"]:
+            raise RunError(
+                self.config.teacher,
+                expected="the teacher that this run began with",
+                got="other weights under its name",
+                remedy="Put the old weights back, or choose another output.",
+            )
+        self.progress = progress
+        self.states.load(name, self.student)
+        return name
 
     def _finish(self) -> dict[str, Any]:
-        stages = [
-            {
-                "name": stage["name"],
-                "tokens": stage["tokens"],
-                "seconds": stage["seconds"],
-                "tokens_per_second": stage["tokens"] / stage["seconds"],
-                "history": stage["history"],
-            }
-            for stage in self.progress["stages"]
-        ]
+        if self.teacher.digest() != self.progress["teacher"]["sha256"]:
+            raise RunError(
+                "the teacher", expected="frozen weights", got="weights that changed", remedy="Please report this."
+            )
+        example = measure.attention_example(
+            self.student, self.pair.teacher, self.pair.tokenizer, self.config.example, self.layers
+        )
         metrics = {
             "kind": "distill",
             "teacher": self.config.teacher,
+            "student_from": self.config.student,
+            "teacher_sha256": self.progress["teacher"]["sha256"],
             "student": {
-                "family": self.teacher.config.model_type,
+                "family": self.student.config.model_type.removeprefix("inhibitor-"),
                 "layers": list(inhibitor_layers(self.student)),
                 "heads": self.student.config.num_attention_heads,
             },
             "seed": self.config.seed,
+            "text": self.counts,
             "states": self.progress["states"],
-            "stages": stages,
+            "stages": [
+                {**stage, "tokens_per_second": stage["tokens"] / stage["seconds"]} for stage in self.progress["stages"]
+            ],
             "parameters": self.progress["parameters"],
-            "attention": measure.attention_example(self.student, self.teacher, self.tokenizer, self.config.example),
+            "attention": example,
+            "energy": self.progress["energy"],
+            **self._task_metrics(),
         }
         if self.processes.is_main_process:
-            shutil.rmtree(self.run.model, ignore_errors=True)
-            shutil.copytree(self.run.path / STAGES / self.progress["weights"], self.run.model)
-            self.run.write_json(METRICS, metrics)
+            self.states.publish(self.newest, self.run.model)
             shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
-            (self.run.path / PROGRESS).unlink()
+            self.run.write_json(METRICS, metrics)
         self.processes.wait_for_everyone()
         return metrics
 
-    def _batches(self, blocks: Any, count: int) -> list[dict[str, Tensor]]:
-        rows = list(blocks.take(count))
-        return [
-            {
-                name: torch.tensor([row[name] for row in part], device=self.processes.device)
-                for name in ("input_ids", "attention_mask")
-            }
-            for part in (rows[start : start + MEASURE_BATCH] for start in range(0, count, MEASURE_BATCH))
-        ]
+    def _task_metrics(self) -> dict[str, Any]:
+        """What a run with a task stage says of the student's score; the same keys as ``finetune``."""
+        if self.labelled is None:
+            return {}
+        scores = self.progress["states"][-1]["scores"]
+        return {
+            "task": self.labelled.task.name,
+            "scores": scores,
+            "headline": headline(self.labelled.task, scores),
+            "teacher_scores": self.progress["teacher"]["scores"],
+            "teacher_headline": self.progress["teacher"]["headline"],
+            **self.labelled.describe(),
+            "truncated": self.material.truncated,
+        }

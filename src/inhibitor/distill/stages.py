@@ -1,6 +1,7 @@
-"""The stages of a recipe: what is trained, on which loss; and the trainer that runs them."""
+"""The stages of a recipe: what is trained, on which losses; and the trainer that runs them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,37 +9,81 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from inhibitor.distill.losses import context_mse, hidden_states_mse
-from inhibitor.distill.recipe import FullStage, LayerwiseStage, StageConfig
-from inhibitor.models.attention import contexts, inhibitor_layers
-from inhibitor.models.families import attention_modules, family_of
-from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine, processes
+from inhibitor.distill import losses
+from inhibitor.distill.observe import LOGITS, observe, on_teacher
+from inhibitor.distill.recipe import AnyStage, JointStage, LayerwiseStage, TaskStage, Tracker, WholeModel
+from inhibitor.distill.rows import Rows
+from inhibitor.distill.teacher import Teacher
+from inhibitor.errors import ModelError
+from inhibitor.models.attention import inhibitor_layers
+from inhibitor.models.families import attention_modules, family_of, layer_modules
+from inhibitor.training import FiniteTrainer, fit, on_this_machine
+
+LOGGED = 50  # times in one training
 
 
 class Objective(nn.Module):
-    """A student together with the loss it is trained on, as one module, so that data parallelism wraps both.
+    """A student together with the losses it is trained on, as one module, so that data parallelism wraps both.
 
     The teacher is no part of the module: it is not trained, moved or saved with it. The student stays in evaluation
-    mode: dropout would be noise on a target that has none.
+    mode unless the stage asks for dropout, which would be noise on a target that has none.
+
+    Args:
+        student: The model to train.
+        teacher: What gives the targets.
+        stage: The stage's kind decides what is trained, its losses what is compared.
+        layers: The teacher's layer for each of the student's.
+        layer: The one layer to train, in the layer-wise stage.
     """
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        super().__init__()
-        self.student = student.eval()
-        self._teacher = (teacher.eval(),)
+    accepts_loss_kwargs = True
 
-    @property
-    def teacher(self) -> PreTrainedModel:
-        """The frozen model that sets the targets."""
-        return self._teacher[0]
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher,
+        stage: AnyStage,
+        layers: Mapping[int, int],
+        layer: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher, self.stage, self.layers = student, teacher, stage, dict(layers)
+        self.trained = list(inhibitor_layers(student)) if layer is None else [layer]
+        self.forced = isinstance(stage, JointStage) or (isinstance(stage, LayerwiseStage) and stage.inputs == "teacher")
+        names = {
+            "context": [f"context-{index}" for index in self.trained],
+            "hidden": [f"hidden-{index + 1}" for index in self.layers],
+        }
+        self.compared = {loss: names.get(loss.partition("_")[0], [LOGITS]) for loss in stage.losses}
+        self.temperature: float = getattr(stage, "temperature", 1.0)
+        self.names = {name for names in self.compared.values() for name in names}
+        self.projections = nn.ModuleDict()
+        ours, theirs = student.config.hidden_size, teacher.model.config.hidden_size
+        if isinstance(stage, WholeModel) and stage.projection and ours != theirs:
+            for name in self.compared.get("hidden_mse", []) + self.compared.get("hidden_cosine", []):
+                projection = nn.Linear(ours, theirs, bias=False, device=student.device)
+                nn.init.eye_(projection.weight)
+                self.projections[name] = projection
+        self.train()
 
     def train(self, mode: bool = True) -> "Objective":
-        """Leave the student in evaluation mode."""
+        """Switch what the stage wants switched: nothing, or dropout, or gradient checkpointing."""
+        super().train(mode)
+        self.student.train(mode and isinstance(self.stage, TaskStage) and self.stage.dropout)
+        if isinstance(self.stage, WholeModel) and self.stage.gradient_checkpointing:
+            for layer in layer_modules(self.student):
+                layer.training = mode  # of the layer itself, which decides on checkpointing, and of no dropout in it
         return self
 
     def parts(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""
-        raise NotImplementedError
+        if isinstance(self.stage, WholeModel):
+            yield from self.parameters()
+            return
+        modules = attention_modules(self.student)
+        for layer in self.trained:
+            for name in (*family_of(self.student).projections, "inhibitor"):
+                yield from modules[layer].get_submodule(name).parameters()
 
     def unfreeze(self) -> None:
         """Let gradients reach the parameters of this stage and no others."""
@@ -46,106 +91,157 @@ class Objective(nn.Module):
         for parameter in self.parts():
             parameter.requires_grad_(True)
 
+    def targets(self) -> set[str]:
+        """What is needed of the teacher, in the teacher's names."""
+        wanted = {on_teacher(name, self.layers) for name in self.names}
+        return wanted | {f"input-{self.layers[layer]}" for layer in self.trained if self.forced}
 
-class LayerObjective(Objective):
-    """One layer of the layer-wise stage. No layer above it is computed, in student or teacher."""
+    def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """The weighted sum of the stage's losses as ``{"loss": …}``.
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, layer: int) -> None:
-        super().__init__(student, teacher)
-        self.layer = layer
+        Args:
+            num_items_in_batch: The rows of the whole step, of which the batch is a part; the batch alone where None.
+            **batch: The teacher's inputs, ``labels`` where there are any, and the rows' numbers for its cache.
+        """
+        targets = self.teacher.targets(batch, self.targets())
+        forced = {layer: targets[f"input-{self.layers[layer]}"] for layer in self.trained if self.forced}
+        found = observe(self.student, batch, self.names, forced=forced)
+        terms = []
+        for loss, weight in self.stage.losses.items():
+            for name in self.compared[loss]:
+                state = self.projections[name](found[name]) if name in self.projections else found[name]
+                target = targets[on_teacher(name, self.layers)]
+                terms.append(weight * self._loss(loss, state.float(), target.float(), batch))
+        rows = len(batch["attention_mask"])
+        return {"loss": torch.stack(terms).sum() * (1 if num_items_in_batch is None else rows / num_items_in_batch)}
 
-    def parts(self) -> Iterator[nn.Parameter]:
-        """The query, key and value projections and γ, η, δ, ρ of the layer."""
-        module = attention_modules(self.student)[self.layer]
-        for name in (*family_of(self.student).projections, "inhibitor"):
-            yield from module.get_submodule(name).parameters()
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """``{"loss": context_mse}``."""
-        with torch.no_grad():
-            target = contexts(self.teacher, inputs, last=self.layer)[-1].context
-        context = contexts(self.student, inputs, last=self.layer)[-1].context
-        return {"loss": context_mse(context.float(), target.float(), inputs["attention_mask"])}
-
-
-class FullObjective(Objective):
-    """The full-layer stage."""
-
-    def parts(self) -> Iterator[nn.Parameter]:
-        """All of them."""
-        yield from self.student.parameters()
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """``{"loss": hidden_states_mse}``, embeddings excluded."""
-        with torch.no_grad():
-            target = self.teacher(**inputs, output_hidden_states=True).hidden_states[1:]
-        found = self.student(**inputs, output_hidden_states=True).hidden_states[1:]
-        student, teacher = ([state.float() for state in states] for states in (found, target))
-        return {"loss": hidden_states_mse(student, teacher, inputs["attention_mask"])}
+    def _loss(self, loss: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        mask = batch["attention_mask"]
+        match loss:
+            case "context_mse" | "hidden_mse":
+                return losses.mse(student, teacher, mask)
+            case "context_relative":
+                return losses.relative(student, teacher, mask)
+            case "hidden_cosine":
+                return losses.cosine(student, teacher, mask)
+            case "masked_lm":
+                return losses.masked_lm(student, teacher, mask, self.temperature)
+            case "soft_labels" if student.shape[-1] == 1:
+                return losses.predictions_mse(student, teacher)
+            case "soft_labels":
+                return losses.soft_probabilities(student, teacher, self.temperature)
+            case _:
+                return losses.hard_labels(student, batch["labels"])
 
 
-def objectives(
-    stage: LayerwiseStage | FullStage, student: PreTrainedModel, teacher: PreTrainedModel
-) -> Iterator[tuple[int | None, Objective]]:
-    """What a stage trains, in order: a layer's index and objective, or None and that of the whole model."""
-    if isinstance(stage, LayerwiseStage):
-        for layer in inhibitor_layers(student):
-            yield layer, LayerObjective(student, teacher, layer)
-    else:
-        yield None, FullObjective(student, teacher)
+def units(stage: AnyStage, student: PreTrainedModel) -> list[int | None]:
+    """What a stage trains one after another: each converted layer by its index, or None, all at once."""
+    return list(inhibitor_layers(student)) if isinstance(stage, LayerwiseStage) else [None]
+
+
+@torch.no_grad()
+def rehearse(objective: Objective, batch: Mapping[str, Tensor]) -> None:
+    """Compute every loss of a stage once, so that what does not fit is found before the first step.
+
+    Raises:
+        ModelError: Shapes differ, or a loss is not finite.
+    """
+    loss = objective.eval()(**batch)["loss"]
+    if not torch.isfinite(loss):
+        raise ModelError(
+            f"the {objective.stage.kind} stage",
+            expected="a finite loss on its first row",
+            got=str(loss.item()),
+            remedy="Look for NaN or infinity in the weights of teacher and student.",
+        )
 
 
 def train(
-    objective: Objective, stage: StageConfig, blocks: Any, block_length: int, seed: int, folder: Path, title: str
-) -> list[dict[str, float]]:
-    """Train one objective, or go on from the last checkpoint in ``folder``.
+    objective: Objective,
+    rows: Rows,
+    *,
+    seed: int,
+    folder: Path,
+    title: str,
+    report_to: Sequence[Tracker] = (),
+    trace: Callable[[], dict[str, float]] = dict,
+) -> FiniteTrainer:
+    """Train one objective to its end, or go on from the last checkpoint in ``folder``.
 
     Args:
         objective: The student is changed in place.
-        stage: How long and how fast.
-        blocks: A ``datasets.IterableDataset`` of ``input_ids`` and ``attention_mask``.
-        block_length: Tokens of a block.
-        seed: Of the trainer.
+        rows: What to train on.
+        seed: Of the order of the rows, and of dropout.
         folder: For checkpoints.
         title: What the progress bar says.
+        report_to: Trackers that follow.
+        trace: What to log beside the loss.
 
     Returns:
-        The logged steps: ``{"step", "loss"}``.
+        The trainer, for what it has logged and counted.
     """
+    stage = objective.stage
+    steps = rows.steps(stage)
+    length = {"num_train_epochs": stage.epochs} if isinstance(stage, TaskStage) else {"max_steps": steps}
     objective.unfreeze()
-    blocks_per_step = stage.batch_size * stage.gradient_accumulation * processes().num_processes
-    steps = max(1, stage.tokens // (blocks_per_step * block_length))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        seed=seed,
-        max_steps=steps,
-        per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=stage.warmup_ratio,
-        weight_decay=stage.weight_decay,
-        bf16=stage.bf16,
-        remove_unused_columns=False,
-        logging_steps=max(1, steps // 50),
-        save_steps=max(1, -(-steps // stage.checkpoints)),
-        save_total_limit=1,
-        **on_this_machine(),
-    )
-    trainer = DistillationTrainer(
-        model=objective, args=arguments, train_dataset=blocks.with_format("torch"), stage=stage, title=title
-    )
-    objective.teacher.to(arguments.device)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    return [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
+
+    def build(micro_batch: int, accumulation: int) -> FiniteTrainer:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            run_name=title,
+            seed=seed,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=stage.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=stage.warmup_ratio,
+            weight_decay=stage.weight_decay,
+            bf16=stage.bf16,
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+            logging_steps=max(1, steps // LOGGED),
+            save_steps=max(1, -(-steps // stage.checkpoints)),
+            **length,
+            **{**on_this_machine(), "report_to": list(report_to) or "none"},
+        )
+        return DistillationTrainer(objective=objective, args=arguments, rows=rows, title=title, trace=trace)
+
+    with _switched(objective):
+        return fit(build, folder, stage.batch_size, stage.gradient_accumulation)
+
+
+@contextmanager
+def _switched(objective: Objective) -> Iterator[None]:
+    """Gradient checkpointing and compiled layers, while the stage runs."""
+    stage, student, teacher = objective.stage, objective.student, objective.teacher.model
+    compiled = [*layer_modules(student), *layer_modules(teacher)] if getattr(stage, "compile", False) else []
+    for layer in compiled:
+        layer.compile()
+    if getattr(stage, "gradient_checkpointing", False):
+        student.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        student.activation_checkpointing_disable()
+        for layer in compiled:
+            layer._compiled_call_impl = None  # what compile() sets, and nothing public takes back
 
 
 class DistillationTrainer(FiniteTrainer):
-    """The trainer of a stage: γ, η, δ and ρ have a learning rate of their own, and no weight decay."""
+    """The trainer of a stage: γ, η, δ and ρ have a learning rate of their own, and no weight decay.
 
-    def __init__(self, *, stage: StageConfig, **kwargs: Any) -> None:
-        self.stage = stage
-        super().__init__(**kwargs)
+    Args:
+        objective: What to train.
+        rows: On what.
+        trace: What to log beside the loss.
+        **kwargs: As for ``FiniteTrainer``.
+    """
+
+    def __init__(
+        self, *, objective: Objective, rows: Rows, trace: Callable[[], dict[str, float]] = dict, **kwargs: Any
+    ) -> None:
+        self.stage, self.trace = objective.stage, trace
+        super().__init__(model=objective, train_dataset=rows.dataset, data_collator=rows.collate, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with three groups: matrices, vectors, inhibitor parameters."""
@@ -163,3 +259,13 @@ class DistillationTrainer(FiniteTrainer):
             ]
         )
         return self.optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the traces to what is logged of a step."""
+        super().log({**logs, **self.trace()} if "loss" in logs else logs, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Tensor]], device: torch.device) -> Tensor:
+        """The rows of a whole step, so that its loss is their mean however the step is parted."""
+        rows = torch.tensor(sum(len(batch["attention_mask"]) for batch in batch_samples), device=device)
+        total: Tensor = self.accelerator.reduce(rows) if self.args.world_size > 1 else rows
+        return total

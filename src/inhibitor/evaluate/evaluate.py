@@ -44,7 +44,7 @@ def evaluate(model: str, task: str, data: Path | None = None, *, max_length: int
     classifier, loading = load_pretrained(
         AutoModelForSequenceClassification, model, dtype=torch.float32, output_loading_info=True
     )
-    _check_classes(model, classifier, specification, loading["missing_keys"])
+    check_classes(model, classifier, specification, loading["missing_keys"])
     max_length = specification.max_length if max_length is None else max_length
     check_pair(model, classifier, tokenizer, max_length)
     classifier.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -157,7 +157,18 @@ def check_pair(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     raise ModelError(name, expected=expected, got=got, remedy="Use the model's own tokenizer, or shorten max_length.")
 
 
-def _check_classes(name: str, model: PreTrainedModel, task: Task, missing: Sequence[str]) -> None:
+def check_classes(name: str, model: PreTrainedModel, task: Task, missing: Sequence[str]) -> None:
+    """Refuse a model whose classes are not the task's, or that lacks weights.
+
+    Args:
+        name: As the user wrote it.
+        model: The classifier.
+        task: What it is to be scored on, or to teach.
+        missing: Weights that its folder did not have.
+
+    Raises:
+        ModelError: With both sides.
+    """
     ids = sorted(model.config.id2label)
     classes = tuple(model.config.id2label[number] for number in ids)
     if missing:

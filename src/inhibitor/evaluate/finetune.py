@@ -1,7 +1,6 @@
 """Fine-tune a pretrained model on a task as the authors did, resumable, with the last epoch's score as the result."""
 
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from transformers import (
 )
 
 from inhibitor.config import Config
+from inhibitor.data.files import OnBadRow, write_quarantine
 from inhibitor.data.labelled import LabelledData, encode, load_task
 from inhibitor.data.tasks import Task, get_task
 from inhibitor.errors import ModelError
 from inhibitor.evaluate.evaluate import Logits, attention_of, check_pair, headline, padding, score
 from inhibitor.models.loading import load_pretrained
 from inhibitor.runs import METRICS, Run
-from inhibitor.training import FiniteTrainer, last_checkpoint, on_this_machine, processes
+from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
 CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.json"
 
@@ -41,6 +41,7 @@ class FinetuneConfig(Config):
         task: A task's name.
         data: A folder with the data, or ``None`` for the Hugging Face hub.
         output: The run's folder.
+        on_bad_row: ``"stop"`` at a bad row, or ``"quarantine"``: leave it out, and keep it in ``quarantine.jsonl``.
         seed: Of the new head, the order of the rows and the dropout.
         epochs: Passes over the training split; the task's default where ``None``, as in the next three.
         learning_rate: The peak of the schedule.
@@ -56,6 +57,7 @@ class FinetuneConfig(Config):
     task: str
     data: Path | None = None
     output: Path
+    on_bad_row: OnBadRow = "stop"
     seed: int = Field(default=0, ge=0)
     epochs: int | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -74,8 +76,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     last, ``metrics.json``.
 
     Returns:
-        What ``metrics.json`` holds. ``scores``, ``rows``, ``files`` and ``truncated`` are keyed by what the rows
-        are, ``headline`` is the task's first metric on its first split, and ``tokens_per_second`` counts the
+        What ``metrics.json`` holds. ``scores``, ``rows``, ``counts``, ``files`` and ``truncated`` are keyed by what the
+        rows are, ``headline`` is the task's first metric on its first split, and ``tokens_per_second`` counts the
         training's tokens without padding.
 
     Raises:
@@ -84,30 +86,36 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         RunError: The folder is another run's, or a loss or gradient became NaN or infinite.
     """
     if Run(config.output).finished:
-        return Run.start(config.output, config).metrics()
+        run = Run.start(config.output, config)
+        shutil.rmtree(run.path / CHECKPOINTS, ignore_errors=True)  # where it was killed as it tidied up
+        return run.metrics()
     task = get_task(config.task)
-    labelled = load_task(task, config.data)
+    labelled = load_task(task, config.data, on_bad_row=config.on_bad_row)
     max_length = config.max_length or task.max_length
     tokenizer, model = _open(config, task, max_length)
     with processes().main_process_first():
         run = Run.start(config.output, config)
+    if processes().is_main_process:
+        write_quarantine(run.path, [split.tally for split in labelled.splits.values()])
     encoded, truncated = encode(labelled, tokenizer, max_length)
     train = encoded.pop(labelled.splits["train"].name)
-    trainer = FiniteTrainer(
-        title=f"fine-tuning on {task.name}",
-        model=model,
-        args=_arguments(config, task, run.path / CHECKPOINTS),
-        train_dataset=train,
-        data_collator=padding(tokenizer),
-        processing_class=tokenizer,
-        callbacks=[_Epochs(model, tokenizer, task, encoded)],
-    )
-    trainer.train(resume_from_checkpoint=last_checkpoint(run.path / CHECKPOINTS))
+
+    def build(micro_batch: int, accumulation: int) -> FiniteTrainer:
+        return FiniteTrainer(
+            title=f"fine-tuning on {task.name}",
+            model=model,
+            args=_arguments(config, task, run.path / CHECKPOINTS, micro_batch, accumulation),
+            train_dataset=train,
+            data_collator=padding(tokenizer),
+            processing_class=tokenizer,
+            callbacks=[_Epochs(model, tokenizer, task, encoded)],
+        )
+
+    trainer = fit(build, run.path / CHECKPOINTS, config.batch_size or task.batch_size)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     scores, logits = score(model, tokenizer, task, encoded)
     state = trainer.state
-    finished = [entry for entry in state.log_history if "seconds" in entry]
-    seconds = sum(entry["seconds"] for entry in finished)
+    scored = [entry for entry in state.log_history if "scores" in entry]
     last = {"epoch": state.epoch, "scores": scores}
     metrics = {
         "kind": "finetune",
@@ -121,9 +129,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "overlap": labelled.overlap(),
         "truncated": truncated,
         "history": [{"step": entry["step"], "loss": entry["loss"]} for entry in state.log_history if "loss" in entry],
-        "evaluations": [{key: entry[key] for key in last} for entry in finished if "scores" in entry] + [last],
-        "seconds": seconds,
-        "tokens_per_second": state.num_input_tokens_seen / seconds,
+        "evaluations": [{key: entry[key] for key in last} for entry in scored] + [last],
+        "seconds": trainer.trained_seconds,
+        "tokens_per_second": state.num_input_tokens_seen / trainer.trained_seconds,
     }
     if processes().is_main_process:
         model.save_pretrained(run.model)
@@ -136,29 +144,22 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]
-    """Time each epoch and score the model after it, but after the last one, whose score is the run's own.
+    """Score the model after each epoch but the last one, whose score is the run's own.
 
-    Both are kept in the trainer's log, which a checkpoint carries, so that a resumed run reports all of its epochs.
+    The scores are kept in the trainer's log, which a checkpoint carries, so that a resumed run reports all its epochs.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Mapping[str, Any]
     ) -> None:
         self.scored = (model, tokenizer, task, splits)
-        self.started = 0.0
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.started = time.perf_counter()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        entry = {"step": state.global_step, "epoch": state.epoch, "seconds": time.perf_counter() - self.started}
         if state.global_step < state.max_steps:
-            entry["scores"] = score(*self.scored)[0]
-        state.log_history.append(entry)
+            scores = score(*self.scored)[0]
+            state.log_history.append({"step": state.global_step, "epoch": state.epoch, "scores": scores})
 
 
 def _open(config: FinetuneConfig, task: Task, max_length: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -190,13 +191,16 @@ def _open(config: FinetuneConfig, task: Task, max_length: int) -> tuple[PreTrain
     return tokenizer, model
 
 
-def _arguments(config: FinetuneConfig, task: Task, folder: Path) -> TrainingArguments:
+def _arguments(
+    config: FinetuneConfig, task: Task, folder: Path, micro_batch: int, accumulation: int
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         seed=config.seed,
         num_train_epochs=config.epochs or task.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size or task.batch_size,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
         learning_rate=config.learning_rate or task.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,
@@ -207,7 +211,6 @@ def _arguments(config: FinetuneConfig, task: Task, folder: Path) -> TrainingArgu
         include_num_input_tokens_seen="non_padding",
         logging_steps=0.01,
         save_strategy="epoch",
-        save_total_limit=1,
         **on_this_machine(),
     )
 

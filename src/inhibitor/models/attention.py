@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,8 +87,8 @@ class _LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
 
 
 @contextmanager
-def tapping(model: nn.Module, last: int | None = None) -> Iterator[list[Tapped]]:
-    """Collect what passes through each attention module of ``model`` while it runs; gradients flow.
+def tapping(model: nn.Module, last: int | None = None) -> Iterator[dict[int, Tapped]]:
+    """Collect what passes through each attention module of ``model``, by layer, while it runs; gradients flow.
 
     With ``last`` the run ends inside that layer's attention, and no layer above it is computed. A softmax model must
     have been loaded as a teacher (``attn_implementation=TEACHER``).
@@ -97,15 +98,15 @@ def tapping(model: nn.Module, last: int | None = None) -> Iterator[list[Tapped]]
         ...     teacher(input_ids)
     """
     modules = attention_modules(model)[: None if last is None else last + 1]
-    found: list[Tapped] = []
+    found: dict[int, Tapped] = {}
 
-    def tap(tapped: Tapped) -> None:
-        found.append(tapped)
-        if last is not None and len(found) == len(modules):
+    def tap(layer: int, tapped: Tapped) -> None:
+        found[layer] = tapped
+        if layer == last:
             raise _LastLayerReached
 
-    for module in modules:
-        module.tap = tap  # type: ignore[assignment]
+    for layer, module in enumerate(modules):
+        module.tap = partial(tap, layer)  # type: ignore[assignment]
     try:
         yield found
     except _LastLayerReached:
@@ -115,7 +116,7 @@ def tapping(model: nn.Module, last: int | None = None) -> Iterator[list[Tapped]]
             del module.tap
 
 
-def contexts(model: PreTrainedModel, inputs: Mapping[str, Tensor], last: int | None = None) -> list[Tapped]:
+def contexts(model: PreTrainedModel, inputs: Mapping[str, Tensor], last: int | None = None) -> dict[int, Tapped]:
     """Run the base model and return what passed through its attention modules, up to layer ``last`` included."""
     with tapping(model, last) as found:
         model.base_model(**inputs)

@@ -51,8 +51,11 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
+def layer_modules(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, from the lowest."""
+    return list(attrgetter(family_of(model).layers)(model.base_model))
+
+
 def attention_modules(model: nn.Module) -> list[nn.Module]:
     """The self-attention modules of a model, layer by layer."""
-    family = family_of(model)
-    layers = attrgetter(family.layers)(model.base_model)
-    return [attrgetter(family.attention)(layer) for layer in layers]
+    return [attrgetter(family_of(model).attention)(layer) for layer in layer_modules(model)]

@@ -1,0 +1,172 @@
+"""What a distillation reads: blocks of text, masked or not, or a task's rows; in an order that the seed decides."""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTrainedTokenizerBase
+
+from inhibitor.data import corpus
+from inhibitor.data.labelled import LabelledData, encode
+from inhibitor.distill.observe import readable
+from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, LogitsStage, TaskStage
+from inhibitor.errors import ModelError
+from inhibitor.evaluate.evaluate import padding
+from inhibitor.training import processes
+
+MEASURE_BATCH = 16
+ROW = "row"  # the column with a row's number, by which the teacher's cache knows it
+
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train on.
+
+    Args:
+        dataset: Of ``input_ids``, ``attention_mask`` and whatever else the teacher reads; a stream, or, where its
+            rows have numbers, a fixed set.
+        collate: Makes a batch of rows.
+        block: Tokens of each row, where all have the same number.
+    """
+
+    dataset: Any
+    collate: Collate
+    block: int | None = None
+
+    @property
+    def numbered(self) -> bool:
+        """Whether every row has a number."""
+        return hasattr(self.dataset, "__len__")
+
+    def steps(self, stage: AnyStage) -> int:
+        """How often the weights change in one training of a stage."""
+        rows: int = stage.batch_size * stage.gradient_accumulation * processes().num_processes
+        if isinstance(stage, TaskStage):
+            return math.ceil(len(self.dataset) / rows) * stage.epochs
+        return max(1, stage.tokens // (rows * (self.block or 1)))
+
+
+class Material:
+    """Everything that a recipe reads, in the teacher's tokens.
+
+    Args:
+        config: The recipe.
+        tokenizer: The teacher's: it makes the inputs of both models, ``token_type_ids`` included.
+        labelled: The task's splits, where the recipe has a task stage.
+
+    Attributes:
+        evaluation: The task's evaluation splits, encoded, by what the rows are.
+        validation: Batches to measure every state on: held-out text, or the first rows of the evaluation split.
+    """
+
+    def __init__(
+        self, config: DistillConfig, tokenizer: PreTrainedTokenizerBase, labelled: LabelledData | None
+    ) -> None:
+        self.config, self.text, self.tokenizer = config, config.text, tokenizer
+        self.evaluation: dict[str, Any] = {}
+        if labelled is not None and config.task is not None:
+            length = config.task.max_length or labelled.task.max_length
+            self.evaluation, self.truncated = encode(labelled, tokenizer, length)
+            self.training = self.evaluation.pop(labelled.splits["train"].name)
+        count = config.validation_sequences
+        if self.text is not None:
+            held_out = list(corpus.packed(self.text, tokenizer, config.seed, held_out=True).take(count))
+        else:
+            split = next(iter(self.evaluation.values()))
+            held_out = [split[row] for row in range(min(count, len(split)))]
+        self.validation = self._batches(held_out, MEASURE_BATCH)
+        self._fixed: dict[str, Rows] = {}
+
+    def rows(self, index: int, stage: AnyStage) -> Rows:
+        """What a stage trains on; a fixed set is the same object whenever it is asked for."""
+        kind = stage.kind if isinstance(stage, LogitsStage | TaskStage) else "text"
+        if kind not in self._fixed:
+            rows = self._make(index, stage)
+            if not rows.numbered:
+                return rows
+            self._fixed[kind] = rows
+        return self._fixed[kind]
+
+    def for_student(self, student: PreTrainedModel) -> dict[str, Any]:
+        """The evaluation splits, without what the student does not read."""
+        return {
+            name: rows.select_columns([*readable(student, rows.features), "labels", "length"])
+            for name, rows in self.evaluation.items()
+        }
+
+    def calibration(self, config: CalibrationConfig) -> list[dict[str, Tensor]]:
+        """Batches without padding, at several lengths: blocks of text cut short, or single rows of the task."""
+        if self.text is None:
+            rows = [self.training[row] for row in range(min(config.sequences, len(self.training)))]
+            return self._batches(rows, 1)
+        blocks = corpus.packed(self.text, self.tokenizer, self.config.seed).take(config.sequences)
+        whole = self.text.max_length
+        lengths = [*(length for length in config.lengths if length < whole), whole]
+        return [
+            {name: tensor[:, :length] for name, tensor in batch.items()}
+            for batch in self._batches(list(blocks), MEASURE_BATCH)
+            for length in lengths
+        ]
+
+    def _make(self, index: int, stage: AnyStage) -> Rows:
+        if self.text is None or isinstance(stage, TaskStage):
+            return Rows(_numbered(self.training), padding(self.tokenizer))
+        fixed = self.text.blocks
+        seed = self.config.seed + 1 + (index if fixed is None else 0)
+        blocks = corpus.packed(self.text, self.tokenizer, seed)
+        if fixed is not None:
+            blocks = _numbered(corpus.collected(blocks, fixed))
+        if isinstance(stage, LogitsStage):
+            in_memory = {} if fixed is None else {"keep_in_memory": True, "load_from_cache_file": False}
+            blocks = blocks.map(_Masking(self.tokenizer, stage.mask_probability, seed), batched=True, **in_memory)
+        return Rows(blocks, _stack, self.text.max_length)
+
+    def _batches(self, rows: Sequence[Mapping[str, Any]], size: int) -> list[dict[str, Tensor]]:
+        wanted = [name for name in self.tokenizer.model_input_names if name in rows[0]]
+        chosen = [{name: row[name] for name in wanted} for row in rows]
+        device = processes().device
+        return [
+            {name: tensor.to(device) for name, tensor in padding(self.tokenizer)(chosen[start : start + size]).items()}
+            for start in range(0, len(chosen), size)
+        ]
+
+
+def _numbered(dataset: Any) -> Any:
+    return dataset.add_column(ROW, list(range(len(dataset))))
+
+
+def _stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
+class _Masking:
+    """Mask tokens by BERT's rule (arXiv 1810.04805, 3.1): which ones, only a block's own tokens and the seed decide.
+
+    So a resumed run, another batch size or a second epoch masks a block just as the first time.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int) -> None:
+        if tokenizer.mask_token is None:
+            raise ModelError(
+                "the teacher's tokenizer",
+                expected="a mask token, for the logits stage",
+                got="none",
+                remedy="Choose a masked language model as teacher.",
+            )
+        self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+        self.seed = seed
+
+    def __call__(self, batch: Mapping[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._mask(ids) for ids in batch["input_ids"]]}
+
+    def _mask(self, ids: list[int]) -> list[int]:
+        block = torch.tensor([ids])
+        self.collator.generator = torch.Generator().manual_seed(zlib.crc32(block.numpy().tobytes(), self.seed))
+        masked: list[int] = self.collator.torch_mask_tokens(block)[0][0].tolist()
+        return masked
