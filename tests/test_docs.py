@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from inhibitor.distill.recipe import DistillConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -23,6 +26,19 @@ def test_python_blocks_run(page, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_valid(path):
+    DistillConfig.load(path)
+
+
+def test_recipes_in_the_documentation_are_valid():
+    page = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        DistillConfig.parse(yaml.safe_load(block))
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_docstring_examples_run(name):
     found = doctest.testmod(importlib.import_module(name))
@@ -31,6 +47,6 @@ def test_docstring_examples_run(name):
 
 
 def test_links_lead_somewhere():
-    for page in ROOT.glob("*.md"):
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -59,6 +59,10 @@ def test_masked_lm_is_soft_probabilities_at_real_tokens():
     torch.testing.assert_close(losses.masked_lm(student, teacher, mask, 2.0), expected)
 
 
+def test_predictions_mse_by_hand():
+    assert losses.predictions_mse(torch.tensor([[1.0], [4.0]]), torch.tensor([[0.0], [2.0]])).item() == 2.5
+
+
 def test_hard_labels_are_the_tasks_own_loss():
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])
     assert losses.hard_labels(logits, torch.tensor([0, 1])).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
@@ -72,6 +76,8 @@ def test_rows_without_a_label_cost_nothing():
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+    one, both = losses.hard_labels(logits[:1], torch.tensor([2])), losses.hard_labels(logits, torch.tensor([2, -100]))
+    torch.testing.assert_close(both, one / 2)
 
 
 @pytest.mark.parametrize("loss", BY_TOKEN)

@@ -70,7 +70,7 @@ def test_a_converted_student_stays_as_it_is(recipe, tmp_path):
     assert inhibitor_layers(found.student)[0].gamma.tolist() == [7.0, 7.0]
 
 
-@pytest.mark.parametrize("layers", [[0, 1, 1], [0], [2, 3], [-1, 0]])
+@pytest.mark.parametrize("layers", [[0, 1, 1], [0], [0, 2], [-1, 0]])
 def test_layer_maps_that_do_not_fit(recipe, teacher, layers):
     recipe["student"] = str(teacher)
     recipe["layer_map"] = layers
@@ -121,6 +121,18 @@ def test_another_way_to_cut_the_same_vocabulary(recipe, teacher, tmp_path):
     cased = type(tokenizer)(vocab=tokenizer.get_vocab(), do_lower_case=False, model_max_length=128)
     recipe["student"] = saved(tmp_path / "s", teacher, tokenizer=cased)
     refused(recipe, "the ids of a sample of")
+
+
+def test_other_special_tokens(recipe, teacher, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_special_tokens({"mask_token": "[UNK]"})
+    recipe["student"] = saved(tmp_path / "s", teacher, tokenizer=tokenizer)
+    refused(recipe, "'mask_token' as 4, got 5 entries, 'mask_token' as 1")
+
+
+def test_more_tokens_than_a_model_knows(recipe, teacher, tmp_path):
+    recipe["student"] = saved(tmp_path / "s", teacher, vocab_size=100)
+    refused(recipe, "a tokenizer of at most 100 tokens, got one of 122")
 
 
 @pytest.mark.parametrize(

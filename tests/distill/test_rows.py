@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from inhibitor.data import corpus
 from inhibitor.data.labelled import load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.distill.recipe import DistillConfig, JointStage, LogitsStage
-from inhibitor.distill.rows import ROW, Material
+from inhibitor.distill.rows import ROW, Material, _Masking
 
 LOGITS = LogitsStage(tokens=1)
 
@@ -52,7 +53,39 @@ def test_masking_depends_on_block_and_seed_alone(recipe, blocks):
     assert len({tuple(row) for row in changed.tolist()}) > 30
 
 
+def test_another_seed_masks_other_tokens(recipe):
+    tokenizer = AutoTokenizer.from_pretrained(recipe["teacher"])
+    block = {"input_ids": [list(range(5, 105))]}
+    first, again, other = (_Masking(tokenizer, 0.15, seed)(block) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_it_is_measured_on_text_held_out(recipe):
+    found = material(recipe, blocks=None)
+    (held_out,) = found.validation
+    assert held_out["input_ids"].shape == (4, 16)
+    config = DistillConfig.parse(recipe)
+    assert config.text is not None
+    expected = corpus.packed(config.text, found.tokenizer, config.seed, held_out=True).take(4)
+    assert held_out["input_ids"].tolist() == [row["input_ids"] for row in expected]
+
+
+def test_calibration_reads_several_lengths(recipe):
+    config = DistillConfig.parse(recipe)
+    assert config.calibration is not None
+    batches = material(recipe).calibration(config.calibration)
+    assert [batch["input_ids"].shape for batch in batches] == [(2, 8), (2, 16)]
+    assert all(torch.all(batch["attention_mask"] == 1) for batch in batches)
+
+
+def test_each_share_of_masks_has_blocks_of_its_own(recipe):
+    found = material(recipe, blocks=12)
+    more = LOGITS.model_copy(update={"mask_probability": 0.6})
+    assert ids(found.rows(0, LOGITS), 12) != ids(found.rows(0, more), 12)
+
+
 def test_a_task_without_text(task_recipe):
+    task_recipe["stages"][0]["max_length"] = 128  # longer than some rows, so that a batch has padding
     config = DistillConfig.parse(task_recipe)
     assert config.task is not None
     assert config.calibration is not None

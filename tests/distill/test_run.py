@@ -275,6 +275,7 @@ def test_a_folder_of_another_run_is_refused(recipe):
             "stages that one teacher can teach",
         ),
         ({"stages": [{"kind": "task", "task": "revews"}]}, "reviews"),
+        ({"stages": [{"kind": "task", "task": "rte"}, {"kind": "task", "task": "rte", "max_length": 64}]}, "2 that"),
     ],
     ids=lambda value: str(value)[:30],
 )

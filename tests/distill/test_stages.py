@@ -3,12 +3,13 @@
 import pytest
 import torch
 from pydantic import TypeAdapter
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, TrainingArguments
 
 import inhibitor
+from inhibitor.distill import losses
 from inhibitor.distill.recipe import AnyStage, FullStage, JointStage, LayerwiseStage, LogitsStage, Stage, TaskStage
 from inhibitor.distill.rows import Rows
-from inhibitor.distill.stages import Objective, train, units
+from inhibitor.distill.stages import DistillationTrainer, Objective, rehearse, train, units
 from inhibitor.distill.teacher import Teacher
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import TEACHER
@@ -30,7 +31,7 @@ STAGES: dict[str, AnyStage] = {
 def pair(config=ACTIVE, auto_class=AutoModel):
     teacher = softmax_model(auto_class=auto_class)
     teacher.set_attn_implementation(TEACHER)
-    return inhibitor.convert(softmax_model(auto_class=auto_class), config), Teacher(teacher)
+    return inhibitor.convert(softmax_model(auto_class=auto_class), config), Teacher(teacher.train())
 
 
 def make(stage, config=ACTIVE, **changes):
@@ -70,6 +71,7 @@ def test_joint_trains_the_attention_of_all_converted_layers():
     assert trained(make(STAGES["joint"]), rows(STAGES["joint"])) == attention_parts(0) | attention_parts(1)
     one = make(STAGES["joint"], InhibitorConfig(delta=0.0, layers=(1,)))
     assert trained(one, rows(STAGES["joint"])) == attention_parts(1)
+    assert {name for name, parameter in one.named_parameters() if parameter.requires_grad} == attention_parts(1)
 
 
 def test_full_trains_everything_that_hidden_states_depend_on():
@@ -104,6 +106,24 @@ def test_a_task_stage_adds_its_losses_up():
     assert all(loss > 0 for loss in alone)
     weighted = make(stage, losses=dict.fromkeys(stage.losses, 3.0))(**rows(stage))["loss"].item()
     assert weighted == pytest.approx(3 * sum(alone))
+
+
+def test_soft_labels_are_the_teachers_at_the_stages_temperature():
+    for temperature in (1.0, 4.0):
+        objective = make(STAGES["task"], losses={"soft_labels": 1.0}, temperature=temperature)
+        ours, theirs = (model(**batch()).logits for model in (objective.student, objective.teacher.model))
+        expected = losses.soft_probabilities(ours, theirs, temperature)
+        torch.testing.assert_close(objective(**batch())["loss"], expected)
+
+
+def test_soft_labels_of_a_regression_are_its_predictions():
+    student, teacher = pair(auto_class=AutoModelForSequenceClassification)
+    for model in (student, teacher.model):
+        model.classifier = torch.nn.Linear(32, 1)
+    stage = STAGES["task"].model_copy(update={"losses": {"soft_labels": 1.0}})
+    ours, theirs = (model(**batch()).logits for model in (student, teacher.model))
+    found = Objective(student, teacher, stage, LAYERS)(**batch())["loss"]
+    torch.testing.assert_close(found, (ours - theirs).square().mean())
 
 
 def test_the_teacher_is_no_part_of_the_objective():
@@ -154,6 +174,7 @@ def test_a_layer_map_pairs_other_layers():
     student, teacher = pair()
     other = Objective(student, teacher, LayerwiseStage(tokens=1, inputs="teacher"), {0: 1}, 0)
     assert other.targets() == {"context-1", "input-1"}
+    assert other(**batch())["loss"] > 0
     assert Objective(student, teacher, FullStage(tokens=1), {0: 1}).targets() == {"hidden-2"}
 
 
@@ -163,6 +184,32 @@ def test_units_run_bottom_up_over_converted_layers():
     student, _ = pair()
     assert units(STAGES["layerwise"], student) == [0, 1]
     assert units(STAGES["joint"], student) == units(STAGES["full"], student) == [None]
+
+
+def test_the_optimizer_knows_three_groups(tmp_path):
+    """Matrices decay, vectors do not, and the inhibitor's parameters learn at a rate of their own."""
+    stage = STAGES["full"].model_copy(update={"weight_decay": 0.5})
+    objective = make(stage)
+    objective.unfreeze()
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = DistillationTrainer(objective=objective, args=arguments, rows=_Fixed([]), title="")
+    found: dict[int, tuple[float, float]] = {}
+    for group in trainer.create_optimizer().param_groups:
+        found |= dict.fromkeys(map(id, group["params"]), (group["lr"], group["weight_decay"]))
+    for name, parameter in objective.named_parameters():
+        inhibitory = name.rpartition(".")[2] in TRAINED
+        rate = stage.inhibitor_learning_rate if inhibitory else stage.learning_rate
+        assert found[id(parameter)] == (rate, 0.5 if parameter.dim() > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_rehearsal_finds_a_loss_that_is_not_finite(poison):
+    objective = make(STAGES["full"], losses={"hidden_mse": 1.0})
+    rehearse(objective, batch())
+    with torch.no_grad():
+        objective.student.encoder.layer[1].output.LayerNorm.bias.fill_(poison)
+    with pytest.raises(ModelError, match="a finite loss on its first row"):
+        rehearse(objective, batch())
 
 
 def test_hidden_states_of_another_size_need_a_projection():
@@ -213,6 +260,7 @@ def test_gradient_checkpointing_recomputes_layers(tmp_path):
     data = [{name: tensor[row] for name, tensor in batch((9, 9)).items()} for row in range(2)]
     train(objective, _Fixed(data), seed=0, folder=tmp_path, title="")
     assert len(calls) == 12  # six steps, each layer twice
+    assert not objective.student.is_activation_checkpointing
 
 
 def test_every_kind_reads_back_from_yaml():

@@ -20,12 +20,14 @@ def kept(teacher, tmp_path):
     return states, student
 
 
-def test_the_newest_is_taken(kept):
-    states, student = kept
+def test_the_newest_is_taken(kept, teacher):
+    (states, student), tokenizer = kept, AutoTokenizer.from_pretrained(teacher)
     name, progress = states.newest()
     assert (name, progress) == ("second", {"saves": 2})
     states.load("first", student)
     assert next(student.parameters()).flatten()[0] == 1.0
+    states.save("a third", student, tokenizer, {"saves": 3}, keep=["second"])
+    assert states.newest() == ("a third", {"saves": 3})
 
 
 def test_what_no_state_names_goes(kept, teacher):
@@ -52,7 +54,8 @@ def test_a_damaged_one_is_named_and_passed_over(kept, file, fault, capsys):
     assert "second is damaged" in said
     assert file in said
     assert (states.folder / "damaged-second").is_dir()
-    assert states.newest() == ("first", {"saves": 1})  # said once
+    assert states.newest() == ("first", {"saves": 1})
+    assert not capsys.readouterr().err  # said once
 
 
 def test_a_state_half_written_is_none(kept):

@@ -122,12 +122,15 @@ def test_another_teacher_text_or_mask_has_another_folder(tmp_path):
     with torch.no_grad():
         next(changed.model.parameters()).view(-1)[0].add_(1e-3)
     Cache(tmp_path, changed, rows()).complete(NAMES, "test")
-    assert len(list(tmp_path.iterdir())) == 4
+    ids, ones = list(range(5, 15)), [1] * 10
+    for cut in (4, 6):  # the same tokens one after another
+        columns = {"input_ids": [ids[:cut], ids[cut:]], "attention_mask": [ones[:cut], ones[cut:]], ROW: [0, 1]}
+        Cache(tmp_path, teacher(), Rows(datasets.Dataset.from_dict(columns), pad)).complete(NAMES, "test")
+    assert len(list(tmp_path.iterdir())) == 6
 
 
-@pytest.mark.parametrize("batches", [1, 2])
-def test_an_interrupted_filling_goes_on(tmp_path, monkeypatch, batches):
-    expected = cached(tmp_path / "whole").targets(pad(list(rows().dataset)), NAMES)
+def interrupted(root, monkeypatch, batches, names=NAMES):
+    """A cache whose filling ends after some batches."""
     compute, count = Teacher.compute, 0
 
     def dies(self, *args):
@@ -140,12 +143,34 @@ def test_an_interrupted_filling_goes_on(tmp_path, monkeypatch, batches):
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "compute", dies)
         with pytest.raises(KeyboardInterrupt):
-            cached(tmp_path / "cut")
+            cached(root, names)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_interrupted_filling_goes_on(tmp_path, monkeypatch, batches):
+    expected = cached(tmp_path / "whole").targets(pad(list(rows().dataset)), NAMES)
+    interrupted(tmp_path / "cut", monkeypatch, batches)
     asked = counted(monkeypatch)
     found = cached(tmp_path / "cut").targets(pad(list(rows().dataset)), NAMES)
     assert len(asked) == 1 + 3 - batches
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_other_outputs_are_filled_from_the_first_row(tmp_path, monkeypatch):
+    chosen = pad(list(rows().dataset))
+    expected = cached(tmp_path / "whole").targets(chosen, NAMES)
+    interrupted(tmp_path / "cut", monkeypatch, 2, NAMES[:1])
+    for name, tensor in cached(tmp_path / "cut").targets(chosen, NAMES).items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_another_configuration_has_another_folder(tmp_path):
+    cached(tmp_path)
+    other = teacher()
+    other.model.config.hidden_act = "relu"
+    Cache(tmp_path, other, rows()).complete(NAMES, "test")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_full_disk_is_refused_before_any_work(tmp_path, monkeypatch):
@@ -157,6 +182,6 @@ def test_a_full_disk_is_refused_before_any_work(tmp_path, monkeypatch):
 def test_a_teacher_that_answers_in_two_ways_is_refused():
     found = teacher()
     found.check_repeats(batch(), [0, 1])
-    found.model.train()
+    found.model.encoder.layer[1].train()  # and the lower layer answers as before
     with pytest.raises(ModelError, match="two answers"):
         found.check_repeats(batch(), [0, 1])

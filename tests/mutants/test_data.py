@@ -13,6 +13,7 @@ import pytest
 from inhibitor.data import corpus, files, labelled
 from inhibitor.data.tasks import get_task
 from inhibitor.errors import DataError
+from tests.mutants import mutated
 
 LINES = "for number, line in enumerate(file, start=1):\n            tally.read"
 DIGITS = "if not row.typed and value in map(str, range(len(task.labels))):\n            return int(value)"
@@ -78,11 +79,7 @@ class Mutant:
 
 def build(folder: Path, changed: ModuleType | None = None, old: str = "", new: str = "") -> Mutant:
     def fresh(module: ModuleType) -> ModuleType:
-        source = inspect.getsource(module)
-        if module is changed:
-            if source.count(old) != 1:
-                raise LookupError(f"{old!r} stands {source.count(old)} times in {module.__name__}, not once")
-            source = source.replace(old, new)
+        source = mutated(module, old, new) if module is changed else inspect.getsource(module)
         copy = ModuleType(f"mutant.{module.__name__}")
         copy.__file__ = module.__file__
         exec(compile(source, copy.__name__, "exec"), copy.__dict__)  # noqa: S102

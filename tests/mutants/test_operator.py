@@ -16,6 +16,7 @@ import torch
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import attention, blocked, masks, operator
+from tests.mutants import mutated
 from tests.ops.cases import LUCK, TOLERANCES, Arguments, Case, arguments, relative_error
 
 LOOP = "        for tile in _tiles(query, key, value, gamma, delta, options):\n"
@@ -162,11 +163,7 @@ def build(changed: ModuleType | None = None, old: str = "", new: str = "") -> Mu
     namespace = f"mutant{next(numbers)}"
 
     def fresh(module: ModuleType) -> ModuleType:
-        source = inspect.getsource(module)
-        if module is changed:
-            if source.count(old) != 1:
-                raise LookupError(f"{old!r} stands {source.count(old)} times in {module.__name__}, not once")
-            source = source.replace(old, new)
+        source = mutated(module, old, new) if module is changed else inspect.getsource(module)
         source = source.replace("inhibitor::", f"{namespace}::").replace(
             "torch.ops.inhibitor", f"torch.ops.{namespace}"
         )

@@ -62,7 +62,7 @@ def predictions_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def hard_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """The task's own loss: cross entropy of (batch, classes) and class ids, or squared error of (batch, 1) and numbers.
 
-    A label of −100 is no label, and its row costs nothing.
+    A class id of −100 is no label, and its row costs nothing.
     """
     if len(labels) != len(logits):
         raise ModelError(

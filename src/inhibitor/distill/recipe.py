@@ -230,9 +230,13 @@ class DistillConfig(Config):
                 got="logits, for a masked language model, and task, for a classifier",
                 remedy="Make two recipes, the second with the first one's model as student.",
             )
-        if len({stage.task for stage in self.stages if isinstance(stage, TaskStage)}) > 1:
+        tasks = [stage for stage in self.stages if isinstance(stage, TaskStage)]
+        if len({(stage.task, stage.data, stage.on_bad_row, stage.max_length) for stage in tasks}) > 1:
             raise ConfigError(
-                "stages", expected="one task", got="several", remedy="Make one recipe for each task and its teacher."
+                "stages",
+                expected="task stages of the same task, data, on_bad_row and max_length",
+                got=f"{len(tasks)} that differ",
+                remedy="Make one recipe for each, the later one with the first one's model as student.",
             )
         if self.cache is not None and self.text is not None and self.text.blocks is None:
             raise ConfigError(

@@ -81,11 +81,12 @@ class Material:
             split = next(iter(self.evaluation.values()))
             held_out = [split[row] for row in range(min(count, len(split)))]
         self.validation = self._batches(held_out, MEASURE_BATCH)
-        self._fixed: dict[str, Rows] = {}
+        self._fixed: dict[tuple[bool, float], Rows] = {}
 
     def rows(self, index: int, stage: AnyStage) -> Rows:
         """What a stage trains on; a fixed set is the same object whenever it is asked for."""
-        kind = stage.kind if isinstance(stage, LogitsStage | TaskStage) else "text"
+        masked = stage.mask_probability if isinstance(stage, LogitsStage) else 0.0
+        kind = (isinstance(stage, TaskStage), masked)
         if kind not in self._fixed:
             rows = self._make(index, stage)
             if not rows.numbered:

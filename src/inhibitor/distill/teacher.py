@@ -66,8 +66,11 @@ class Teacher:
             )
 
     def digest(self) -> str:
-        """SHA-256 of its weights."""
-        found = hashlib.sha256()
+        """SHA-256 of its configuration and weights, wherever they were loaded from."""
+        config = self.model.config.to_dict()
+        for key in ("_name_or_path", "transformers_version"):
+            config.pop(key, None)
+        found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             found.update(name.encode())
             found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -77,8 +80,8 @@ class Teacher:
 class Cache:
     """A teacher's outputs on a fixed set of rows, in bfloat16, memory-mapped.
 
-    Its folder is named by the digest of the teacher's weights and of all that it reads of the rows, token for token,
-    so another teacher, text or tokenization has another folder. One file per output holds the real tokens of every row,
+    Its folder is named by the digest of the teacher and of all that it reads of the rows, token for token, so another
+    teacher, text or tokenization has another folder. One file per output holds the real tokens of every row,
     one row after another (for a classifier's logits: one entry for each row), and beside it ``<name>.json`` its shape,
     written when it is complete.
 
