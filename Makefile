@@ -1,4 +1,5 @@
 # make quickstart: set up, distil, fine-tune, report.   make test: set up, run every test.   make lint: style and types.
+# make faults: kill, cut and flip for a quarter of an hour, and write down what held in results/faults.json.
 # make wheel: a wheel in dist/, and the operator's tests on it.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,13 +9,20 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Without a compiler the package installs without its native kernels; with one, what does not compile is an error.
 export INHIBITOR_NEED_KERNELS := $(if $(shell command -v $(CXX) 2>/dev/null),1)
 
-.PHONY: quickstart test lint wheel clean
+.PHONY: quickstart test faults lint wheel clean
 
 quickstart: $(VENV)/ready
 	examples/quickstart.sh
 
 test: $(VENV)/ready-dev
 	pytest -n 2 --dist loadfile
+
+faults: export INHIBITOR_FAULTS := long
+faults: export INHIBITOR_FAULTS_RECORD := results/faults.json
+faults: $(VENV)/ready-dev
+	rm -f $(INHIBITOR_FAULTS_RECORD)
+	pytest tests/faults tests/test_training.py tests/test_checkpoints.py tests/mutants/test_checkpoints.py
+	python -m tests.faults
 
 lint: $(VENV)/ready-dev
 	ruff check .

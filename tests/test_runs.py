@@ -117,6 +117,7 @@ def test_a_run_killed_at_any_moment_of_its_start_goes_on(tmp_path):
 def test_a_run_killed_at_its_very_end_is_tidied_up(tmp_path):
     with at_work(tmp_path):
         write_text(tmp_path / "metrics.json", "{}")
+        (tmp_path / ".report.html.x.writing").write_text("half")
     assert Run.start(tmp_path, Settings()).finished
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.json", "versions.json"]
 

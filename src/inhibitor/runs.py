@@ -33,7 +33,7 @@ class Run:
         """Take ``path`` for a run of ``config``: a new or empty folder, or one where that same run was interrupted.
 
         This process holds the folder until ``metrics.json`` is written or the process ends, however it ends. Of
-        several processes of one run (``torchrun``) the first holds it.
+        several processes of one run (``torchrun``) the first holds it. What a killed one left half-written is deleted.
 
         Raises:
             RunError: The folder holds another run, or files that are no run's, or another process is at work there.
@@ -52,7 +52,7 @@ class Run:
         if foreign:
             run._check_same(config)
         run.path.mkdir(parents=True, exist_ok=True)
-        if os.environ.get("RANK", "0") == "0" and (not run.finished or (run.path / LOCK).exists()):
+        if os.environ.get("RANK", "0") == "0":
             run._hold()
             for remnant in run.path.glob(f".*{WRITING}"):
                 remnant.unlink()
@@ -60,7 +60,7 @@ class Run:
                 write_text(run.path / CONFIG, config.to_yaml())
             if not (run.path / VERSIONS).is_file():
                 run.write_json(VERSIONS, versions())
-            if run.finished:  # and killed before it gave the folder back
+            if run.finished:  # nothing left to do but to tidy up after a kill
                 run._release()
         return run
 

@@ -158,7 +158,8 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 checkpoints.sweep(self._folder)
                 (self._folder / checkpoints.ASIDE).mkdir(parents=True)
-                self._check_space()
+                if not self._sharded:
+                    self._check_space()
             self.accelerator.wait_for_everyone()
             self._aside = True
             super()._save_checkpoint(model, trial)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -297,46 +295,3 @@ def test_text_that_is_not_utf8_is_refused(recipe, tmp_path):
     recipe["text"]["files"] = [str(path)]
     with pytest.raises(InhibitorError, match="UTF-8"):
         distill(DistillConfig.parse(recipe))
-
-
-def torchrun(config, processes=2):
-    file = config.output.with_suffix(".yaml")
-    file.write_text(config.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "inhibitor", "distill", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads((config.output / "metrics.json").read_text())
-
-
-@pytest.mark.parametrize("blocks", [None, 24])
-def test_two_processes_take_the_steps_of_one(recipe, tmp_path, blocks):
-    """The same losses within 1e-5 at the same global batch, on a stream and on a fixed set with a cache."""
-    recipe["text"]["blocks"] = blocks
-    recipe["cache"] = blocks and str(tmp_path / "cache")
-    recipe["stages"] = [
-        {"kind": kind, "tokens": 1024, "batch_size": 4, "learning_rate": 1e-3}
-        for kind in ("joint", "layerwise", "full")
-    ]
-    expected = distill(DistillConfig.parse(recipe))
-
-    recipe |= {"output": str(tmp_path / "double"), "cache": blocks and str(tmp_path / "cache-of-two")}
-    for stage in recipe["stages"]:
-        stage["batch_size"] //= 2  # of each process
-    found = torchrun(DistillConfig.parse(recipe))
-    for ours, theirs in zip(found["stages"], expected["stages"], strict=True):
-        assert ours["tokens"] == theirs["tokens"]
-        losses = [[step["loss"] for step in stage["history"]] for stage in (ours, theirs)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for ours, theirs in zip(found["states"], expected["states"], strict=True):
-        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-4)
-
-
-def test_two_processes_share_a_task(task_recipe, tmp_path):
-    task_recipe["stages"][0] |= {"dropout": False, "learning_rate": 1e-4}
-    expected = distill(DistillConfig.parse(task_recipe))
-    task_recipe["output"] = str(tmp_path / "double")
-    task_recipe["stages"][0]["batch_size"] //= 2
-    found = torchrun(DistillConfig.parse(task_recipe))
-    losses = [[step["loss"] for step in metrics["stages"][0]["history"]] for metrics in (found, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -128,7 +128,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             ("weights of losses ignored", "weight * self._loss", "self._loss")
         ],
         partial(test_stages.test_a_batch_in_parts_costs_what_it_costs, FULL): [
-            ("rows of the step ignored", "(1 if num_items_in_batch is None else rows / num_items_in_batch)", "1")
+            ("a sum where a mean belongs", "self._loss(loss,", 'len(batch["attention_mask"]) * self._loss(loss,')
         ],
         test_stages.test_joint_trains_the_attention_of_all_converted_layers: [
             ("joint trains the feed-forward", "(self.stage, WholeModel):\n", "(self.stage, WholeModel | JointStage):\n")

@@ -11,7 +11,7 @@ from inhibitor.data import corpus
 from inhibitor.data.files import write_quarantine
 from inhibitor.data.labelled import LabelledData, load_task
 from inhibitor.data.tasks import get_task
-from inhibitor.distill import measure
+from inhibitor.distill import measure, trackers
 from inhibitor.distill.calibrate import calibrate
 from inhibitor.distill.pairing import Pair, load_pair
 from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, TaskStage
@@ -42,6 +42,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """
     if Run(config.output).finished:
         return Run.start(config.output, config).metrics()
+    trackers.check(config.report_to)
     task = config.task
     text = {} if config.text is None else corpus.check(config.text)
     labelled = None if task is None else load_task(get_task(task.task), task.data, on_bad_row=task.on_bad_row)

@@ -1,12 +1,15 @@
 """The stages of a recipe: what is trained, on which losses; and the trainer that runs them."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from inhibitor.distill import losses
@@ -14,10 +17,11 @@ from inhibitor.distill.observe import LOGITS, observe, on_teacher
 from inhibitor.distill.recipe import AnyStage, JointStage, LayerwiseStage, TaskStage, Tracker, WholeModel
 from inhibitor.distill.rows import Rows
 from inhibitor.distill.teacher import Teacher
+from inhibitor.distill.trackers import following
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.families import attention_modules, family_of, layer_modules
-from inhibitor.training import FiniteTrainer, fit, on_this_machine
+from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
 LOGGED = 50  # times in one training
 
@@ -35,8 +39,6 @@ class Objective(nn.Module):
         layers: The teacher's layer for each of the student's.
         layer: The one layer to train, in the layer-wise stage.
     """
-
-    accepts_loss_kwargs = True
 
     def __init__(
         self,
@@ -96,11 +98,10 @@ class Objective(nn.Module):
         wanted = {on_teacher(name, self.layers) for name in self.names}
         return wanted | {f"input-{self.layers[layer]}" for layer in self.trained if self.forced}
 
-    def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """The weighted sum of the stage's losses as ``{"loss": …}``.
 
         Args:
-            num_items_in_batch: The rows of the whole step, of which the batch is a part; the batch alone where None.
             **batch: The teacher's inputs, ``labels`` where there are any, and the rows' numbers for its cache.
         """
         targets = self.teacher.targets(batch, self.targets())
@@ -112,8 +113,7 @@ class Objective(nn.Module):
                 state = self.projections[name](found[name]) if name in self.projections else found[name]
                 target = targets[on_teacher(name, self.layers)]
                 terms.append(weight * self._loss(loss, state.float(), target.float(), batch))
-        rows = len(batch["attention_mask"])
-        return {"loss": torch.stack(terms).sum() * (1 if num_items_in_batch is None else rows / num_items_in_batch)}
+        return {"loss": torch.stack(terms).sum()}
 
     def _loss(self, loss: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
@@ -172,8 +172,8 @@ def train(
         objective: The student is changed in place.
         rows: What to train on.
         seed: Of the order of the rows, and of dropout.
-        folder: For checkpoints.
-        title: What the progress bar says.
+        folder: For checkpoints, two below the run's.
+        title: What the progress bar says, and the trackers.
         report_to: Trackers that follow.
         trace: What to log beside the loss.
 
@@ -184,11 +184,12 @@ def train(
     steps = rows.steps(stage)
     length = {"num_train_epochs": stage.epochs} if isinstance(stage, TaskStage) else {"max_steps": steps}
     objective.unfreeze()
+    parted = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    before = copy.deepcopy(objective.student) if parted else None
 
     def build(micro_batch: int, accumulation: int) -> FiniteTrainer:
         arguments = TrainingArguments(
             output_dir=str(folder),
-            run_name=title,
             seed=seed,
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=accumulation,
@@ -202,12 +203,33 @@ def train(
             logging_steps=max(1, steps // LOGGED),
             save_steps=max(1, -(-steps // stage.checkpoints)),
             **length,
-            **{**on_this_machine(), "report_to": list(report_to) or "none"},
+            **on_this_machine(),
         )
-        return DistillationTrainer(objective=objective, args=arguments, rows=rows, title=title, trace=trace)
+        return DistillationTrainer(
+            objective=objective,
+            args=arguments,
+            rows=rows,
+            title=title,
+            tokens_per_step=rows.block and rows.block * micro_batch * accumulation * processes().num_processes,
+            trace=trace,
+            callbacks=following(report_to, folder.parents[1], title),
+        )
 
     with _switched(objective):
-        return fit(build, folder, stage.batch_size, stage.gradient_accumulation)
+        trainer = fit(build, folder, stage.batch_size, stage.gradient_accumulation)
+    if before is not None:
+        _join(objective.student, before)
+    return trainer
+
+
+def _join(student: PreTrainedModel, before: PreTrainedModel) -> None:
+    """Make a student whole that FSDP parted: its weights, in the modules of a copy from before."""
+    weights = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in student.state_dict().items()
+    }
+    before.load_state_dict(weights)
+    student.__dict__ = before.__dict__
 
 
 @contextmanager
@@ -262,10 +284,10 @@ class DistillationTrainer(FiniteTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the traces to what is logged of a step."""
-        super().log({**logs, **self.trace()} if "loss" in logs else logs, *args, **kwargs)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Tensor]], device: torch.device) -> Tensor:
-        """The rows of a whole step, so that its loss is their mean however the step is parted."""
-        rows = torch.tensor(sum(len(batch["attention_mask"]) for batch in batch_samples), device=device)
-        total: Tensor = self.accelerator.reduce(rows) if self.args.world_size > 1 else rows
-        return total
+        if "loss" in logs:
+            if self.is_fsdp_enabled:  # the traces run the student alone, without what FSDP does around the objective
+                self.model_wrapped.unshard()
+            logs = {**logs, **self.trace()}
+            if self.is_fsdp_enabled:
+                self.model_wrapped.reshard()
+        super().log(logs, *args, **kwargs)
