@@ -139,7 +139,7 @@ def test_more_tokens_than_a_model_knows(recipe, teacher, tmp_path):
     ("stage", "message"),
     [
         ({"kind": "full"}, "hidden size 32, got 64. Set projection"),
-        ({"kind": "joint"}, "hidden size 32, got 64. Feed the layers from the student's own"),
+        ({"kind": "joint"}, "hidden size 32, got 64. Compare contexts, and feed layers from the student's own"),
         ({"kind": "layerwise"}, "teacher's 2 heads of 16 values, got 2 heads of 32"),
     ],
 )

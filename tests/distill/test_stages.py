@@ -74,6 +74,14 @@ def test_joint_trains_the_attention_of_all_converted_layers():
     assert {name for name, parameter in one.named_parameters() if parameter.requires_grad} == attention_parts(1)
 
 
+def test_outputs_are_compared_with_their_projection():
+    stage = JointStage(tokens=1, losses={"output_relative": 1.0, "output_mse": 1.0})
+    projections = {
+        f"student.encoder.layer.{i}.attention.output.dense.{kind}" for i in LAYERS for kind in ("weight", "bias")
+    }
+    assert trained(make(stage), rows(stage)) == attention_parts(0) | attention_parts(1) | projections
+
+
 def test_full_trains_everything_that_hidden_states_depend_on():
     objective = make(STAGES["full"])
     left = {name for name, _ in objective.named_parameters()} - trained(objective, rows(STAGES["full"]))

@@ -93,7 +93,7 @@ CATALOGUE = [
     (trainer, "no checkpoint at a signal", "self._save_later or received)", "self._save_later)"),
     (trainer, "a signal ends the program", "        with self._signals:\n", "        with contextlib.nullcontext():\n"),
     (trainer, "a signal is not said", "if received and not self._save_later:", "if False:"),
-    (trainer, "space not looked at", "                self._check_space()\n", ""),
+    (trainer, "space not looked at", "                    self._check_space()\n", "                    pass\n"),
     (
         trainer,
         "pickled arguments beside the weights",

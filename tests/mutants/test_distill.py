@@ -101,7 +101,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             ("hidden states numbered from 1", "enumerate(output.hidden_states)", "enumerate(output.hidden_states, 1)")
         ],
         FORCED: [
-            ("forced layers fed by the student", "        attention(states,", "        attention(hidden_states,"),
+            ("forced layers fed by the student", "= attention(states,", "= attention(hidden_states,"),
             ("forced layers see padding", "states, attention_mask=attention_mask", "states, attention_mask=None"),
         ],
         test_observe.test_forcing_computes_attention_alone: [
@@ -109,7 +109,19 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         ],
         test_observe.test_nothing_stays_behind_when_the_model_fails: [
             ("layers stay forced", "            del layer.forward", "            pass"),
-            ("hooks stay behind", "            hook.remove()", "            pass"),
+            (
+                "hooks stay behind",
+                "        yield entered\n    finally:\n        for hook in hooks:",
+                "        yield entered\n    finally:\n        for hook in ():",
+            ),
+            (
+                "hooks of outputs stay behind",
+                "        pass\n    finally:\n        for hook in hooks:",
+                "        pass\n    finally:\n        for hook in ():",
+            ),
+        ],
+        partial(test_observe.test_nothing_above_what_is_wanted_is_computed, ["output-0"]): [
+            ("a run for outputs goes to its end", "        if layer == last:\n            raise _LastLayerLeft\n", "")
         ],
         test_observe.test_a_model_gets_only_what_it_reads: [("the model is given its labels", ' - {"labels"}', "")],
         test_stages.test_joint_runs_the_teacher_once: [

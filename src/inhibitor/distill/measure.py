@@ -29,9 +29,14 @@ def errors(
         layers: The teacher's layer for each of the student's.
 
     Returns:
-        ``context_error`` and ``hidden_error``: Σ(student − teacher)² / Σ teacher² over all real tokens.
+        ``context_error``, ``output_error`` (of contexts after the output projection) and ``hidden_error``:
+        Σ(student − teacher)² / Σ teacher² over all real tokens.
     """
-    names = {"context_error": [f"context-{i}" for i in layers], "hidden_error": [f"hidden-{i + 1}" for i in layers]}
+    names = {
+        "context_error": [f"context-{i}" for i in layers],
+        "output_error": [f"output-{i}" for i in layers],
+        "hidden_error": [f"hidden-{i + 1}" for i in layers],
+    }
     wanted = [name for kind in names.values() for name in kind]
     totals: dict[str, Tensor] = {}
     for batch in batches:

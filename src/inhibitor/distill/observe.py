@@ -5,6 +5,7 @@ name           what it is                                                 shape
 =============  =========================================================  ==================================
 ``input-i``    what enters the attention module of layer i                (batch, length, hidden_size)
 ``context-i``  what leaves its attention, before the output projection    (batch, length, heads, value_dim)
+``output-i``   the same, after the output projection                      (batch, length, hidden_size)
 ``hidden-i``   hidden states: 0 the embeddings, i + 1 those of layer i    (batch, length, hidden_size)
 ``logits``     what the head says                                         (batch, classes) or (batch, length,
                                                                           vocabulary)
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inhibitor.models.attention import tapping
-from inhibitor.models.families import attention_modules, layer_modules
+from inhibitor.models.families import attention_modules, layer_modules, output_modules
 
 LOGITS = "logits"
 T = TypeVar("T")
@@ -41,17 +42,24 @@ def observe(
         inputs: A batch; what the model does not read is left out.
         names: What is wanted; see the table above.
         forced: What enters the attention module of some layers instead of what the layer below gives. Then only the
-            attention of these layers is computed, and only contexts can be asked for.
+            attention of these layers is computed, and only contexts and outputs can be asked for.
     """
     parts = [name.partition("-") for name in names]
-    attended = [int(index) for kind, _, index in parts if kind in ("input", "context")]
+    attended = [int(index) for kind, _, index in parts if kind in ("input", "context", "output")]
+    projected = any(kind == "output" for kind, _, _ in parts)
     hidden = any(kind == "hidden" for kind, _, _ in parts)
     last = None if hidden or LOGITS in names else max(attended, default=None)
     runs = model if LOGITS in names else model.base_model
-    with tapping(model, last) as tapped, _entering(model) as entered, _forcing(model, forced or {}):
+    with (
+        tapping(model, None if projected else last) as tapped,
+        _entering(model) as entered,
+        _leaving(model, last) as left,
+        _forcing(model, forced or {}),
+    ):
         output = runs(**readable(model, inputs), output_hidden_states=hidden)
     found = {f"context-{layer}": tap.context for layer, tap in tapped.items()}
     found |= {f"input-{layer}": states for layer, states in entered.items()}
+    found |= {f"output-{layer}": states for layer, states in left.items()}
     if hidden:
         found |= {f"hidden-{index}": states for index, states in enumerate(output.hidden_states)}
     if LOGITS in names:
@@ -84,12 +92,37 @@ def _entering(model: nn.Module) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
+class _LastLayerLeft(Exception):  # noqa: N818 - a signal, not an error
+    pass
+
+
+@contextmanager
+def _leaving(model: nn.Module, last: int | None) -> Iterator[dict[int, Tensor]]:
+    """What leaves each output projection, by layer; with ``last``, the run ends there."""
+    left: dict[int, Tensor] = {}
+
+    def leave(layer: int, module: nn.Module, args: tuple[Any, ...], states: Tensor) -> None:
+        left[layer] = states
+        if layer == last:
+            raise _LastLayerLeft
+
+    hooks = [module.register_forward_hook(partial(leave, layer)) for layer, module in enumerate(output_modules(model))]
+    try:
+        yield left
+    except _LastLayerLeft:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @contextmanager
 def _forcing(model: nn.Module, inputs: Mapping[int, Tensor]) -> Iterator[None]:
     """Let the layers named run their attention alone, on what they are given, and the others nothing at all."""
     layers = layer_modules(model) if inputs else []
-    for index, (layer, attention) in enumerate(zip(layers, attention_modules(model), strict=False)):
-        layer.forward = _attention_only(attention, inputs[index]) if index in inputs else _pass_on
+    parts = zip(layers, attention_modules(model), output_modules(model), strict=False)
+    for index, (layer, attention, projection) in enumerate(parts):
+        layer.forward = _attention_only(attention, projection, inputs[index]) if index in inputs else _pass_on
     try:
         yield
     finally:
@@ -97,9 +130,13 @@ def _forcing(model: nn.Module, inputs: Mapping[int, Tensor]) -> Iterator[None]:
             del layer.forward  # the class's own is behind it
 
 
-def _attention_only(attention: nn.Module, states: Tensor) -> Callable[..., Tensor]:
+def _attention_only(attention: nn.Module, projection: nn.Module, states: Tensor) -> Callable[..., Tensor]:
+    inside = any(module is projection for module in attention.modules())
+
     def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **kwargs: Any) -> Tensor:
-        attention(states, attention_mask=attention_mask, **kwargs)
+        context = attention(states, attention_mask=attention_mask, **kwargs)[0]
+        if not inside:
+            projection(context)
         return hidden_states
 
     return forward

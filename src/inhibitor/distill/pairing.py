@@ -163,6 +163,7 @@ def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTr
     ours, theirs = student.config, teacher.config
     for stage in config.stages:
         fed = isinstance(stage, JointStage) or (isinstance(stage, LayerwiseStage) and stage.inputs == "teacher")
+        fed = fed or any(loss.startswith("output") for loss in stage.losses)
         hidden = any(loss.startswith("hidden") for loss in stage.losses)
         projected = isinstance(stage, WholeModel) and stage.projection
         if ours.hidden_size != theirs.hidden_size and (fed or (hidden and not projected)):
@@ -170,7 +171,9 @@ def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTr
                 f"the {stage.kind} stage",
                 expected=f"a student of the teacher's hidden size {theirs.hidden_size}",
                 got=str(ours.hidden_size),
-                remedy="Feed the layers from the student's own." if fed else "Set projection in that stage.",
+                remedy="Compare contexts, and feed layers from the student's own."
+                if fed
+                else "Set projection in that stage.",
             )
         contexts = any(loss.startswith("context") for loss in stage.losses)
         shapes = [(side.num_attention_heads, side.hidden_size // side.num_attention_heads) for side in (ours, theirs)]

@@ -13,7 +13,7 @@ from inhibitor.models.config import InhibitorConfig
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-ContextLoss = Literal["context_mse", "context_relative"]
+ContextLoss = Literal["context_mse", "context_relative", "output_mse", "output_relative"]
 HiddenLoss = Literal["hidden_mse", "hidden_cosine"]
 TaskLoss = Literal["soft_labels", "hard_labels"]
 
@@ -83,6 +83,8 @@ class WholeModel(StageConfig):
 
 class LayerwiseStage(TextStage):
     """One converted layer after another, bottom-up: its Q, K, V and γ, η, δ, ρ (METHOD, E1 stage 1).
+
+    Where outputs are compared instead of contexts, the output projection is trained with them.
 
     Args:
         inputs: Whether the layer is fed by the student's own lower layers, as in the paper, or by the teacher's.

@@ -20,7 +20,7 @@ from inhibitor.distill.teacher import Teacher
 from inhibitor.distill.trackers import following
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import inhibitor_layers
-from inhibitor.models.families import attention_modules, family_of, layer_modules
+from inhibitor.models.families import attention_modules, family_of, layer_modules, output_modules
 from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
 LOGGED = 50  # times in one training
@@ -54,6 +54,7 @@ class Objective(nn.Module):
         self.forced = isinstance(stage, JointStage) or (isinstance(stage, LayerwiseStage) and stage.inputs == "teacher")
         names = {
             "context": [f"context-{index}" for index in self.trained],
+            "output": [f"output-{index}" for index in self.trained],
             "hidden": [f"hidden-{index + 1}" for index in self.layers],
         }
         self.compared = {loss: names.get(loss.partition("_")[0], [LOGITS]) for loss in stage.losses}
@@ -86,6 +87,8 @@ class Objective(nn.Module):
         for layer in self.trained:
             for name in (*family_of(self.student).projections, "inhibitor"):
                 yield from modules[layer].get_submodule(name).parameters()
+            if any(loss.startswith("output") for loss in self.compared):
+                yield from output_modules(self.student)[layer].parameters()
 
     def unfreeze(self) -> None:
         """Let gradients reach the parameters of this stage and no others."""
@@ -118,9 +121,9 @@ class Objective(nn.Module):
     def _loss(self, loss: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
         match loss:
-            case "context_mse" | "hidden_mse":
+            case "context_mse" | "output_mse" | "hidden_mse":
                 return losses.mse(student, teacher, mask)
-            case "context_relative":
+            case "context_relative" | "output_relative":
                 return losses.relative(student, teacher, mask)
             case "hidden_cosine":
                 return losses.cosine(student, teacher, mask)

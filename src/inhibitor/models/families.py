@@ -17,21 +17,23 @@ class Family:
         layers: Path from the base model to its list of layers.
         attention: Path from a layer to the module that calls the attention function.
         projections: Names of the query, key and value projections inside that module.
+        output: Path from a layer to the projection of the attention's context.
     """
 
     model_type: str
     layers: str
     attention: str
     projections: tuple[str, ...]
+    output: str
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("bert", "encoder.layer", "attention.self", ("query", "key", "value")),
-        Family("distilbert", "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin")),
-        Family("electra", "encoder.layer", "attention.self", ("query", "key", "value")),
-        Family("roberta", "encoder.layer", "attention.self", ("query", "key", "value")),
+        Family("bert", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
+        Family("distilbert", "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin"),
+        Family("electra", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
+        Family("roberta", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
     )
 }
 PREFIX = "inhibitor-"
@@ -59,3 +61,8 @@ def layer_modules(model: nn.Module) -> list[nn.Module]:
 def attention_modules(model: nn.Module) -> list[nn.Module]:
     """The self-attention modules of a model, layer by layer."""
     return [attrgetter(family_of(model).attention)(layer) for layer in layer_modules(model)]
+
+
+def output_modules(model: nn.Module) -> list[nn.Module]:
+    """The output projections of a model's attention, layer by layer."""
+    return [attrgetter(family_of(model).output)(layer) for layer in layer_modules(model)]
