@@ -60,8 +60,7 @@ class Zygote:
         return self._status
 
     def close(self) -> None:
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait()
+        self.process.communicate()  # which closes its pipes
 
     def _ask(self, request: object) -> None:
         assert self.process.stdin is not None

@@ -23,12 +23,12 @@ def main() -> None:
     (no memory, no disk space, a NaN). 143 and 130 are SIGTERM and Ctrl-C; during training the sentence then names the
     checkpoint that the same command goes on from.
     """
-    from inhibitor.cli import bench, convert, distill, evaluate, finetune, info, report
-
-    for verb in (convert, distill, finetune, evaluate, report, info):
-        app.command(name=verb.NAME)(verb.run)
-    app.add_typer(bench.app, name=bench.NAME)
     try:
+        from inhibitor.cli import bench, convert, distill, evaluate, finetune, info, report, reproduce
+
+        for verb in (convert, distill, finetune, evaluate, reproduce, report, info):
+            app.command(name=verb.NAME)(verb.run)
+        app.add_typer(bench.app, name=bench.NAME)
         app()
     except InhibitorError as error:
         print(f"inhibitor: {error}", file=sys.stderr)
@@ -36,6 +36,8 @@ def main() -> None:
     except Interrupted as stop:
         print(f"inhibitor: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:  # before typer, which does the same, has begun
+        sys.exit(130)
 
 
 def show(run: Path) -> None:

@@ -20,6 +20,9 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="The task's own by default.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row; the task's own by default.")] = None,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of train to score instead of the evaluation split, to choose by.")
+    ] = None,
 ) -> None:
     """Fine-tune on a task and score the last epoch. An interrupted run goes on when it is started again."""
     from inhibitor.data.tasks import get_task
@@ -42,6 +45,7 @@ def run(
             "batch_size": batch_size,
             "max_length": max_length,
             "bf16": bf16,
+            "held_out": held_out,
         },
         source="finetune",
     )

@@ -76,6 +76,7 @@ def load_task(
     *,
     splits: Sequence[str] | None = None,
     on_bad_row: OnBadRow = "stop",
+    held_out: float | None = None,
 ) -> LabelledData:
     """Read and check a task's splits.
 
@@ -87,16 +88,23 @@ def load_task(
             package.
         splits: The splits to read; all that a fine-tuning run needs, unless said otherwise.
         on_bad_row: Whether a bad row stops the reading, or is set aside in its split's ``tally``.
+        held_out: To choose hyper-parameters by: the share of the training split that is scored in the place of the
+            evaluation splits, which are then not read. What is left of ``train`` is named ``train_rest``, and the
+            share ``train_held_out``. The text of a row decides, so the same rows are held out whenever and wherever
+            they are read, and copies of a row stay together.
 
     Raises:
-        DataError: A split is missing, empty or damaged, or a row has no text or a label outside the task's.
+        DataError: A split is missing, empty or damaged, or a row has no text or a label outside the task's; or
+            nothing would be held out, or left to train on.
     """
-    splits = task.splits if splits is None else splits
+    splits = ("train",) if held_out is not None else task.splits if splits is None else splits
     if data_dir is None and task.repository:
-        return LabelledData(task, {name: _from_hub(task, name, on_bad_row) for name in splits})
-    folder = _folder(task, SHIPPED if data_dir is None else data_dir, splits)
-    files = {name: _split_file(folder, name) for name in splits}
-    return LabelledData(task, {name: _from_file(task, path, name, on_bad_row) for name, path in files.items()})
+        found = {name: _from_hub(task, name, on_bad_row) for name in splits}
+    else:
+        folder = _folder(task, SHIPPED if data_dir is None else data_dir, splits)
+        files = {name: _split_file(folder, name) for name in splits}
+        found = {name: _from_file(task, path, name, on_bad_row) for name, path in files.items()}
+    return LabelledData(task, found if held_out is None else _parted(task, found["train"], held_out))
 
 
 def encode(
@@ -130,6 +138,32 @@ def encode(
     }
     truncated = {name: sum(rows["cut"]) for name, rows in encoded.items()}
     return {name: rows.remove_columns("cut") for name, rows in encoded.items()}, truncated
+
+
+def _parted(task: Task, train: Split, share: float) -> dict[str, Split]:
+    """The training split in two, by a hash of each row's texts."""
+    texts = zip(*(train.rows[column] for column in task.texts), strict=True)
+    held = [_fraction(row) < share for row in texts]
+    if all(held) or not any(held):
+        raise DataError(
+            f"{task.name}, split {train.name!r}",
+            expected=f"rows enough to hold out {share:g} of them",
+            got=f"{len(held)} rows",
+            remedy="Hold out another share, or leave held_out away.",
+        )
+    parts = {}
+    for key, suffix, side in (("train", "rest", False), ("held_out", "held_out", True)):
+        rows = train.rows.select([number for number, is_held in enumerate(held) if is_held == side])
+        bad = [] if side else train.tally.bad  # which belong to the split as a whole, and are listed once
+        tally = Tally(train.tally.on_bad_row, len(rows) + len(bad), bad)
+        parts[key] = Split(f"{train.name}_{suffix}", rows, tally, train.file, train.sha256)
+    return parts
+
+
+def _fraction(texts: Sequence[str]) -> float:
+    """A number from 0 to 1 that only the texts decide."""
+    digest = hashlib.sha256("\0".join(texts).encode()).digest()  # no text holds a NUL
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _folder(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
@@ -170,7 +204,7 @@ def _names(splits: Sequence[str]) -> str:
 
 def _from_file(task: Task, path: Path, split: str, on_bad_row: OnBadRow) -> Split:
     tally = Tally(on_bad_row)
-    rows = _checked(task, str(path), read_rows(path, (*task.texts, "label"), tally), tally)
+    rows = _checked(task, str(path), read_rows(path, (*task.texts, "label"), tally), tally, _blind(task, split))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     part = path.stem.startswith(f"{split}_")
@@ -188,7 +222,7 @@ def _from_hub(task: Task, split: str, on_bad_row: OnBadRow) -> Split:
             remedy="Check the connection, or name a folder that holds the data.",
         ) from error
     source, tally = f"{task.repository}, split {split!r}", Tally(on_bad_row)
-    return Split(split, _checked(task, source, _hub_rows(rows, source, tally), tally), tally)
+    return Split(split, _checked(task, source, _hub_rows(rows, source, tally), tally, _blind(task, split)), tally)
 
 
 def _hub_rows(rows: datasets.Dataset, source: str, tally: Tally) -> Iterator[Row]:
@@ -198,11 +232,16 @@ def _hub_rows(rows: datasets.Dataset, source: str, tally: Tally) -> Iterator[Row
             yield Row(source, tally.read, values)
 
 
-def _checked(task: Task, source: str, rows: Iterable[Row], tally: Tally) -> datasets.Dataset:
+def _blind(task: Task, split: str) -> bool:
+    """Whether the labels of a split are a benchmark's secret, so that each is −1."""
+    return split.startswith("test") and split not in task.evaluation
+
+
+def _checked(task: Task, source: str, rows: Iterable[Row], tally: Tally, blind: bool) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {column: [] for column in (*task.texts, "label")}
     for row in rows:
         try:
-            values = [*(check_text(row, column, REMEDY) for column in task.texts), _check_label(task, row)]
+            values = [*(check_text(row, column, REMEDY) for column in task.texts), _check_label(task, row, blind)]
         except RowError as bad:
             tally.refuse(bad)
             continue
@@ -217,9 +256,11 @@ def _checked(task: Task, source: str, rows: Iterable[Row], tally: Tally) -> data
     return datasets.Dataset.from_dict(columns, features=datasets.Features({**features, "label": label}))
 
 
-def _check_label(task: Task, row: Row) -> float:
-    """A class id or its class's name, or a finite number; in digits where every value is a text."""
+def _check_label(task: Task, row: Row, blind: bool) -> float:
+    """A class id or its class's name, or a finite number; in digits where every value is a text; −1 where secret."""
     value = row.value("label", REMEDY)
+    if blind and (value == "-1" if isinstance(value, str) and not row.typed else type(value) is int and value == -1):
+        return -1
     if isinstance(value, str):
         if value in task.labels:
             return task.labels.index(value)

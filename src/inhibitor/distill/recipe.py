@@ -146,6 +146,8 @@ class TaskStage(WholeModel):
         task: The task's name.
         data: A folder with the data, or None for the Hugging Face hub.
         on_bad_row: Whether a bad row stops the run or is left out.
+        held_out: Share of the training split that is kept from training and measured on, in the place of the
+            evaluation splits, which are not even read; to choose hyper-parameters by.
         epochs: Passes over the training split.
         max_length: Tokens a row may have; the task's default where None.
         losses: Weight of each loss: ``soft_labels`` is the KL divergence of soft probabilities, or the squared error
@@ -159,6 +161,7 @@ class TaskStage(WholeModel):
     task: str
     data: Path | None = None
     on_bad_row: OnBadRow = "stop"
+    held_out: float | None = Field(default=None, gt=0, lt=1)
     epochs: int = Field(default=3, gt=0)
     max_length: int | None = Field(default=None, ge=8)
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -233,10 +236,10 @@ class DistillConfig(Config):
                 remedy="Make two recipes, the second with the first one's model as student.",
             )
         tasks = [stage for stage in self.stages if isinstance(stage, TaskStage)]
-        if len({(stage.task, stage.data, stage.on_bad_row, stage.max_length) for stage in tasks}) > 1:
+        if len({(stage.task, stage.data, stage.on_bad_row, stage.held_out, stage.max_length) for stage in tasks}) > 1:
             raise ConfigError(
                 "stages",
-                expected="task stages of the same task, data, on_bad_row and max_length",
+                expected="task stages of the same task, data, on_bad_row, held_out and max_length",
                 got=f"{len(tasks)} that differ",
                 remedy="Make one recipe for each, the later one with the first one's model as student.",
             )

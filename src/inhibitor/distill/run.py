@@ -45,7 +45,9 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     trackers.check(config.report_to)
     task = config.task
     text = {} if config.text is None else corpus.check(config.text)
-    labelled = None if task is None else load_task(get_task(task.task), task.data, on_bad_row=task.on_bad_row)
+    labelled = None
+    if task is not None:
+        labelled = load_task(get_task(task.task), task.data, on_bad_row=task.on_bad_row, held_out=task.held_out)
     pair = load_pair(config)
     with processes().main_process_first():
         run = Run.start(config.output, config)

@@ -23,7 +23,8 @@ from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.families import attention_modules, family_of, layer_modules, output_modules
 from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
-LOGGED = 50  # times in one training
+LOGGED = 50  # times in one training, if it has steps enough
+APART = 4  # steps between two logs, at least: the traces take a good part of a step
 
 
 class Objective(nn.Module):
@@ -203,7 +204,7 @@ def train(
             bf16=stage.bf16,
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
-            logging_steps=max(1, steps // LOGGED),
+            logging_steps=min(steps, max(APART, steps // LOGGED)),
             save_steps=max(1, -(-steps // stage.checkpoints)),
             **length,
             **on_this_machine(),

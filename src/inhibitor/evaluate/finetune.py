@@ -51,6 +51,8 @@ class FinetuneConfig(Config):
         weight_decay: Of AdamW.
         bf16: Train in mixed bfloat16 precision. The score is always measured in float32.
         max_steps: Train for so many steps instead of ``epochs``.
+        held_out: To choose by: the share of the training split that is not trained on but scored, in the place of the
+            evaluation splits, which are then not even read.
     """
 
     model: str
@@ -67,6 +69,7 @@ class FinetuneConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0)
     bf16: bool = False
     max_steps: int | None = Field(default=None, gt=0)
+    held_out: float | None = Field(default=None, gt=0, lt=1)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         shutil.rmtree(run.path / CHECKPOINTS, ignore_errors=True)  # where it was killed as it tidied up
         return run.metrics()
     task = get_task(config.task)
-    labelled = load_task(task, config.data, on_bad_row=config.on_bad_row)
+    labelled = load_task(task, config.data, on_bad_row=config.on_bad_row, held_out=config.held_out)
     max_length = config.max_length or task.max_length
     tokenizer, model = _open(config, task, max_length)
     with processes().main_process_first():

@@ -1,0 +1,64 @@
+"""``inhibitor reproduce``: the paper's experiments on tasks and seeds, and its tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "reproduce"
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/reproduce-minilm.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example tasks=[cola] seeds=[0] processes=2.")
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray; the recipe's by default.")] = None,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Write files for GLUE's test server, of the first seed.")
+    ] = False,
+) -> None:
+    """Run what is not finished of the grid, and write its tables. Exit status 1 where a run failed."""
+    from inhibitor.reproduce.recipe import ReproduceConfig
+
+    options = [*([f"executor={executor}"] if executor else []), *(["submission=true"] if submission else [])]
+    recipe = ReproduceConfig.load(config, [*(overrides or []), *options])
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from inhibitor.cli import quiet
+    from inhibitor.report import to_rich
+    from inhibitor.reproduce.grid import Standing, reproduce
+    from inhibitor.reproduce.output import write_results
+    from inhibitor.reproduce.tables import tables
+
+    quiet()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=None)
+
+        def watch(standing: Standing) -> None:
+            parts = [f"{len(standing.running)} running", *([f"{standing.failed} failed"] if standing.failed else [])]
+            parts += [f"best of {standing.best}"] if standing.best else []
+            parts += [] if standing.seconds_left is None else [f"about {_duration(standing.seconds_left)} left"]
+            parts += standing.running[:1]
+            said = escape(" · ".join(parts))
+            progress.update(bar, description=said, completed=standing.done, total=standing.total)
+
+        outcome = reproduce(recipe, str(config), watch)
+
+    console = Console()
+    for table in tables(outcome.records):
+        console.print(to_rich(table))
+    for path in write_results(outcome.records, recipe.output) if outcome.records else []:
+        console.print(f"Results: {path}", soft_wrap=True, markup=False, highlight=False)
+    for failure in outcome.failures:
+        typer.echo(f"inhibitor: {failure.name}: {failure.reason}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

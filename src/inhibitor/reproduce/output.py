@@ -1,0 +1,83 @@
+"""The tables as files: JSON, Markdown, LaTeX and one HTML page, all made of ``accuracy.jsonl``."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from inhibitor.report.page import PAGE
+from inhibitor.report.tables import Table, plain, to_html, to_markdown
+from inhibitor.reproduce.accuracy import Record
+from inhibitor.reproduce.tables import as_json, tables
+from inhibitor.runs import CONFIG, VERSIONS, versions, write_text
+
+RESULTS = "results"
+TITLE = "The paper's experiments, reproduced"
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$"} | {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def write_results(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write ``results.json``, ``.md``, ``.tex`` and ``.html`` into the grid's folder; the paths in this order."""
+    found = tables(records)
+    texts = {
+        "json": json.dumps(as_json(records), indent=2, ensure_ascii=False) + "\n",
+        "md": "\n".join([f"# {TITLE}\n", *map(to_markdown, found)]),
+        "tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, found)),
+        "html": _page(found, folder),
+    }
+    for suffix, text in texts.items():
+        write_text(folder / f"{RESULTS}.{suffix}", text)
+    return [folder / f"{RESULTS}.{suffix}" for suffix in texts]
+
+
+def to_latex(table: Table) -> str:
+    """The table for LaTeX with the package ``booktabs``."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "    " + " & ".join(map(_latex, cells)) + r" \\"
+
+    alignment = "l" * table.labels + "r" * (len(table.columns) - table.labels)
+    notes = " ".join(map(_latex, table.notes))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{_latex(table.title)}. {notes}}}",
+            f"  \\begin{{tabular}}{{{alignment}}}",
+            r"    \toprule",
+            line(table.columns),
+            r"    \midrule",
+            *map(line, table.rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"[\\~^±×÷&%$#_{}]", lambda found: _LATEX[found[0]], text)
+
+
+def _page(found: Sequence[Table], folder: Path) -> str:
+    texts = "".join(
+        f"<h3>{name}</h3><pre>{html.escape(_lines(folder / name))}</pre>"
+        for name in (CONFIG, VERSIONS)
+        if (folder / name).is_file()
+    )
+    return PAGE.substitute(
+        title=TITLE,
+        colours="",
+        summary="",
+        tables="\n".join(map(to_html, found)),
+        sections="",
+        details=f"<details><summary>The grid</summary>{texts}</details>",
+        version=html.escape(versions()["inhibitor"]),
+    )
+
+
+def _lines(path: Path) -> str:
+    return "\n".join(map(plain, path.read_text(encoding="utf-8").strip().splitlines()))
