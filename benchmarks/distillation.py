@@ -37,8 +37,8 @@ STAGES: dict[str, dict[str, str]] = {
     "joint": {"kind": "joint"},
     "full": {"kind": "full"},
 }
-STEPS = 40  # of the comparison with a bare loop
-PAIRS = 5
+STEPS = 16  # of the comparison with a bare loop
+PAIRS = 3
 
 
 def recipe(folder: Path, text: Path, *, cache: bool, processes: int) -> dict[str, Any]:
