@@ -84,7 +84,7 @@ def overhead() -> dict[str, float]:
     ids = torch.randint(1000, 20000, (STEPS * BATCH, LENGTH), generator=generator)
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     fixed = Rows(rows, lambda chosen: {name: torch.stack([row[name] for row in chosen]) for name in chosen[0]}, LENGTH)
-    found = {}
+    found: dict[str, float] = {}
     for stage in (JointStage(tokens=ids.numel(), batch_size=BATCH), FullStage(tokens=ids.numel(), batch_size=BATCH)):
         student = convert(load_pretrained(AutoModel, "minilm", dtype=torch.float32))
         objective = Objective(student, teacher, stage, layers)
