@@ -266,7 +266,7 @@ def test_a_service_is_told_where_a_curve_goes_on(recipe, monkeypatch, name):
     logged: list[int] = []
     service = SimpleNamespace(
         init=lambda **options: begun.append(options),
-        log=lambda values, step: logged.append(step) if "train/gamma/0" in values else None,
+        log=lambda values, step: logged.append(step) if "train/loss" in values else None,
         finish=lambda: logged.append(-1),
     )
     monkeypatch.setitem(sys.modules, name, service)

@@ -24,7 +24,7 @@ from inhibitor.models.families import attention_modules, family_of, layer_module
 from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
 LOGGED = 50  # times in one training, if it has steps enough
-APART = 4  # steps between two logs, at least: the traces take a good part of a step
+TRACED = 4  # steps between two looks at the traces, at least: each takes a good part of a step
 
 
 class Objective(nn.Module):
@@ -204,7 +204,7 @@ def train(
             bf16=stage.bf16,
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
-            logging_steps=min(steps, max(APART, steps // LOGGED)),
+            logging_steps=max(1, steps // LOGGED),
             save_steps=max(1, -(-steps // stage.checkpoints)),
             **length,
             **on_this_machine(),
@@ -287,8 +287,8 @@ class DistillationTrainer(FiniteTrainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the traces to what is logged of a step."""
-        if "loss" in logs:
+        """Add the traces to what is logged of a step, if the last ones are not too near."""
+        if "loss" in logs and (self.args.logging_steps >= TRACED or self.state.global_step % TRACED == 1):
             if self.is_fsdp_enabled:  # the traces run the student alone, without what FSDP does around the objective
                 self.model_wrapped.unshard()
             logs = {**logs, **self.trace()}
