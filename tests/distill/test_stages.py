@@ -9,7 +9,7 @@ import inhibitor
 from inhibitor.distill import losses
 from inhibitor.distill.recipe import AnyStage, FullStage, JointStage, LayerwiseStage, LogitsStage, Stage, TaskStage
 from inhibitor.distill.rows import Rows
-from inhibitor.distill.stages import DistillationTrainer, Objective, rehearse, train, units
+from inhibitor.distill.stages import DistillationTrainer, Objective, is_traced, rehearse, train, units
 from inhibitor.distill.teacher import Teacher
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import TEACHER
@@ -269,6 +269,13 @@ def test_gradient_checkpointing_recomputes_layers(tmp_path):
     train(objective, _Fixed(data), seed=0, folder=tmp_path, title="")
     assert len(calls) == 12  # six steps, each layer twice
     assert not objective.student.is_activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [1, 5, 9, 13]), (2, [2, 6, 10, 14]), (3, [3, 9, 15]), (4, [4, 8, 12, 16]), (7, [7, 14])]
+)
+def test_traces_begin_with_the_first_log_and_keep_apart(every, expected):
+    assert [step for step in range(every, 17, every) if is_traced(step, every)] == expected
 
 
 def test_every_kind_reads_back_from_yaml():

@@ -1,6 +1,7 @@
 """The stages of a recipe: what is trained, on which losses; and the trainer that runs them."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,6 +254,11 @@ def _switched(objective: Objective) -> Iterator[None]:
             layer._compiled_call_impl = None  # what compile() sets, and nothing public takes back
 
 
+def is_traced(step: int, logging_steps: int) -> bool:
+    """Whether the traces are taken at a step that is logged: at the first, and then at least ``TRACED`` steps apart."""
+    return (step // logging_steps - 1) % math.ceil(TRACED / logging_steps) == 0
+
+
 class DistillationTrainer(FiniteTrainer):
     """The trainer of a stage: γ, η, δ and ρ have a learning rate of their own, and no weight decay.
 
@@ -288,7 +294,7 @@ class DistillationTrainer(FiniteTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the traces to what is logged of a step, if the last ones are not too near."""
-        if "loss" in logs and (self.args.logging_steps >= TRACED or self.state.global_step % TRACED == 1):
+        if "loss" in logs and is_traced(self.state.global_step, self.args.logging_steps):
             if self.is_fsdp_enabled:  # the traces run the student alone, without what FSDP does around the objective
                 self.model_wrapped.unshard()
             logs = {**logs, **self.trace()}
