@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibitor.distill.pairing import load_pair
 from inhibitor.distill.recipe import DistillConfig
@@ -104,6 +104,16 @@ def test_a_teacher_that_was_never_fine_tuned(task_recipe, teacher):
 def test_a_teacher_without_a_language_model_head(recipe, teacher):
     recipe["stages"] = [{"kind": "logits", "tokens": 256, "batch_size": 4}]
     refused(recipe, "a teacher with a masked-language-model head")
+
+
+def test_a_teacher_whose_tokenizer_masks_nothing(recipe, masked_lm, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(masked_lm)
+    AutoModelForMaskedLM.from_pretrained(masked_lm).save_pretrained(tmp_path / "teacher")
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    recipe["teacher"] = str(tmp_path / "teacher")
+    recipe["stages"] = [{"kind": "logits", "tokens": 256, "batch_size": 4}]
+    refused(recipe, "got a tokenizer without a mask token")
 
 
 def test_another_vocabulary(recipe, teacher, tmp_path):

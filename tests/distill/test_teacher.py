@@ -165,6 +165,16 @@ def test_other_outputs_are_filled_from_the_first_row(tmp_path, monkeypatch):
         assert torch.equal(tensor, expected[name])
 
 
+def test_a_file_that_lost_its_end_is_filled_again(tmp_path):
+    chosen = pad(list(rows().dataset))
+    expected = cached(tmp_path).targets(chosen, NAMES)
+    (folder,) = tmp_path.iterdir()
+    file = folder / "context-1.bin"
+    file.write_bytes(file.read_bytes()[:-2])
+    for name, tensor in cached(tmp_path).targets(chosen, NAMES).items():
+        assert torch.equal(tensor, expected[name])
+
+
 def test_another_configuration_has_another_folder(tmp_path):
     cached(tmp_path)
     other = teacher()

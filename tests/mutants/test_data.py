@@ -51,7 +51,7 @@ CATALOGUE = [
     (labelled, "class names ignore spaces", "if value in task.labels:", "if (value := value.strip()) in task.labels:"),
     (labelled, "the split that was read loses its bad rows", "rows, tally, path.name", "rows, Tally(), path.name"),
     (labelled, "the row before a bad one is kept twice", "            continue\n", ""),
-    (corpus, "streaming stops at what the check left out", "Tally(on_bad_row)", "Tally()"),
+    (corpus, "streaming stops at what the check left out", "column, Tally(on_bad_row)", "column, Tally()"),
     (corpus, "the check forgets bad rows", "return Contents(documents, tally)", "return Contents(documents, Tally())"),
 ]
 

@@ -123,7 +123,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         partial(test_observe.test_nothing_above_what_is_wanted_is_computed, ["output-0"]): [
             ("a run for outputs goes to its end", "        if layer == last:\n            raise _LastLayerLeft\n", "")
         ],
-        test_observe.test_a_model_gets_only_what_it_reads: [("the model is given its labels", ' - {"labels"}', "")],
+        test_observe.test_a_model_gets_only_what_it_reads: [("the model is given its labels", ', "labels"}', "}")],
         test_stages.test_joint_runs_the_teacher_once: [
             ("the teacher runs to its end", "else max(attended, default=None)", "else None")
         ],
@@ -215,8 +215,8 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         INTERRUPTED: [
             (
                 "an unfinished cache is taken",
-                '(self.folder / f"{name}.json").is_file()}',
-                "self._file(name).is_file()}",
+                "told.is_file() and file",
+                "file",
             ),
             ("filling begins anew", 'before.pop("done") if', "first if"),
         ],
@@ -227,7 +227,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             ("a full disk tried", "if sum(sizes.values()) + ROOM_LEFT > free:", "if sum(sizes.values()) > free:")
         ],
         test_teacher.test_a_second_student_asks_no_teacher: [
-            ("computes what it has", "if not (self.folder", "if (self.folder")
+            ("computes what it has", "if not self._complete", "if self._complete")
         ],
     },
     pairing: {

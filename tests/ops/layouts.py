@@ -1,6 +1,10 @@
 """The same numbers laid out otherwise in memory, and results compared bit by bit."""
 
+from collections.abc import Callable
+
 import torch
+
+from tests.ops.cases import Arguments, Case, arguments, relative_error
 
 
 def different(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
@@ -65,3 +69,31 @@ def beyond_two_to_the_31st(tensor: torch.Tensor, offset: int) -> torch.Tensor:
     vast = torch.empty(offset + tensor.shape[3] + 4, dtype=tensor.dtype)
     far = vast.as_strided(tensor.shape, (0, 0, offset // 2, 1), offset - 2 * (offset // 2))
     return far.copy_(tensor)
+
+
+def check_strides(case: Case, layout: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, backend: str) -> None:
+    """Tensors laid out otherwise give the same bits, and none is written to."""
+    given, grad = arguments(case, dtype)
+    mask = layout(given.options["attn_mask"]) if layout is not step_two else given.options["attn_mask"]
+    options = given.options | {"attn_mask": mask}
+    strided = {name: layout(tensor) if tensor.dim() == 4 else tensor for name, tensor in given.tensors.items()}
+    assert layout is offset_by_seven or not strided["query"].is_contiguous()
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in strided.items()}
+    grad = layout(grad)
+    inputs = [*leaves.values(), mask, grad]
+    before = [(tensor.detach().clone(), tensor._version) for tensor in inputs]
+
+    output = Arguments(leaves, options)(backend)
+    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
+
+    for tensor, (values, version) in zip(inputs, before, strict=True):
+        assert tensor._version == version
+        assert torch.equal(tensor, values)
+    dense = Arguments({name: tensor.contiguous() for name, tensor in strided.items()}, options)
+    dense.options["attn_mask"] = mask.contiguous()
+    expected = dense.with_gradients(grad.contiguous(), backend)
+    found = {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
+    # η and ρ scale the sum outside the operator, and PyTorch sums their gradients in the order of memory.
+    outside = {"eta", "length_exponent"}
+    assert different(found, expected) <= outside
+    assert all(relative_error(found[name], expected[name].double()) <= 1e-6 for name in outside)

@@ -33,7 +33,7 @@ from tests.ops.cases import (
     separate,
     sizes,
 )
-from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, different, equal, offset_by_seven, step_two
+from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, check_strides, equal
 
 SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True, parameters="per head")
 
@@ -149,30 +149,7 @@ def test_tile_sizes_make_tails_of_rows_and_of_heads():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_change_no_bit_and_no_input_is_written_to(layout, dtype, cut):
     cut(500)
-    given, grad = arguments(SMALL, dtype)
-    mask = layout(given.options["attn_mask"]) if layout is not step_two else given.options["attn_mask"]
-    options = given.options | {"attn_mask": mask}
-    strided = {name: layout(tensor) if tensor.dim() == 4 else tensor for name, tensor in given.tensors.items()}
-    assert layout is offset_by_seven or not strided["query"].is_contiguous()
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in strided.items()}
-    grad = layout(grad)
-    inputs = [*leaves.values(), mask, grad]
-    before = [(tensor.detach().clone(), tensor._version) for tensor in inputs]
-
-    output = Arguments(leaves, options)()
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
-
-    for tensor, (values, version) in zip(inputs, before, strict=True):
-        assert tensor._version == version
-        assert torch.equal(tensor, values)
-    dense = Arguments({name: tensor.contiguous() for name, tensor in strided.items()}, options)
-    dense.options["attn_mask"] = mask.contiguous()
-    expected = dense.with_gradients(grad.contiguous())
-    found = {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
-    # η and ρ scale the sum outside the operator, and PyTorch sums their gradients in the order of memory.
-    outside = {"eta", "length_exponent"}
-    assert different(found, expected) <= outside
-    assert all(relative_error(found[name], expected[name].double()) <= 1e-6 for name in outside)
+    check_strides(SMALL, layout, dtype, "torch")
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, 2**31, 2**31 + 1])

@@ -15,7 +15,7 @@ from inhibitor import inhibitor_attention
 from inhibitor.errors import OperatorError
 from inhibitor.ops import blocked, cpu
 from tests.ops.cases import FACTOR, LUCK, SWEEP, Arguments, Case, arguments, relative_error, separate, sizes
-from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, different, equal, offset_by_seven, step_two
+from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, check_strides, equal
 
 pytestmark = pytest.mark.skipif(not cpu.INSTALLED, reason="the package was installed without its native kernels")
 NAN, INF = float("nan"), float("inf")
@@ -201,30 +201,7 @@ def test_half_precision_distances_do_not_overflow(instruction_set):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [SMALL, FEW], ids=["many queries", "few queries"])
 def test_strides_change_no_bit_and_no_input_is_written_to(case, layout, dtype, instruction_set):
-    given, grad = arguments(case, dtype)
-    mask = layout(given.options["attn_mask"]) if layout is not step_two else given.options["attn_mask"]
-    options = given.options | {"attn_mask": mask}
-    strided = {name: layout(tensor) if tensor.dim() == 4 else tensor for name, tensor in given.tensors.items()}
-    assert layout is offset_by_seven or not strided["query"].is_contiguous()
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in strided.items()}
-    grad = layout(grad)
-    inputs = [*leaves.values(), mask, grad]
-    before = [(tensor.detach().clone(), tensor._version) for tensor in inputs]
-
-    output = Arguments(leaves, options)("cpu")
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
-
-    for tensor, (values, version) in zip(inputs, before, strict=True):
-        assert tensor._version == version
-        assert torch.equal(tensor, values)
-    dense = Arguments({name: tensor.contiguous() for name, tensor in strided.items()}, options)
-    dense.options["attn_mask"] = mask.contiguous()
-    expected = dense.with_gradients(grad.contiguous(), "cpu")
-    found = {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
-    # η and ρ scale the sum outside the operator, and PyTorch sums their gradients in the order of memory.
-    outside = {"eta", "length_exponent"}
-    assert different(found, expected) <= outside
-    assert all(relative_error(found[name], expected[name].double()) <= 1e-6 for name in outside)
+    check_strides(case, layout, dtype, "cpu")
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, 2**31, 2**31 + 1])

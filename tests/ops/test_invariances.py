@@ -25,20 +25,26 @@ EXAMPLES = 100  # for each property: 1200 cases in all
 
 few = st.integers(1, 7)
 flag = st.booleans()
-cases = st.builds(
-    lambda heads, **rest: Case(heads=heads[0], key_heads=heads[1], **rest),
-    heads=st.sampled_from(HEADS),
-    batch=st.integers(1, 3),
-    queries=few,
-    keys=few,
-    head_dim=few,
-    value_dim=few,
-    mask=st.sampled_from(MASKS),
-    is_causal=flag,
-    center=flag,
-    signed=flag,
-    parameters=st.sampled_from(PARAMETERS),
-)
+
+
+def cases_of(size: st.SearchStrategy[int]) -> st.SearchStrategy[Case]:
+    return st.builds(
+        lambda heads, **rest: Case(heads=heads[0], key_heads=heads[1], **rest),
+        heads=st.sampled_from(HEADS),
+        batch=st.integers(1, 3),
+        queries=size,
+        keys=size,
+        head_dim=size,
+        value_dim=size,
+        mask=st.sampled_from(MASKS),
+        is_causal=flag,
+        center=flag,
+        signed=flag,
+        parameters=st.sampled_from(PARAMETERS),
+    )
+
+
+cases = cases_of(few)
 seeds = st.integers(0, 10**6)
 
 
@@ -222,21 +228,7 @@ def test_eta_scales_the_result(case, seed):
 
 # The native kernels in float32: 250 cases for each of four properties, more lengths than fill a vector among them.
 native = pytest.mark.skipif(not cpu.INSTALLED, reason="the package was installed without its native kernels")
-some = st.integers(1, 40)
-native_cases = st.builds(
-    lambda heads, **rest: Case(heads=heads[0], key_heads=heads[1], **rest),
-    heads=st.sampled_from(HEADS),
-    batch=st.integers(1, 3),
-    queries=some,
-    keys=some,
-    head_dim=some,
-    value_dim=some,
-    mask=st.sampled_from(MASKS),
-    is_causal=flag,
-    center=flag,
-    signed=flag,
-    parameters=st.sampled_from(PARAMETERS),
-)
+native_cases = cases_of(st.integers(1, 40))
 
 
 def random_native_cases(test):

@@ -5,6 +5,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,7 +86,11 @@ def check(config: TextConfig) -> dict[Path, Contents]:
         DataError: A file is missing, of an unknown kind, damaged or without documents, or a row has no text; it
             names the file and the line or row.
     """
-    return {path: _contents(path, config) for path in _paths(config)}
+    found = {}
+    for path in _paths(config):
+        status = path.stat()
+        found[path] = _contents(path, config.column, config.on_bad_row, status.st_size, status.st_mtime_ns)
+    return found
 
 
 def packed(
@@ -139,9 +144,11 @@ def _paths(config: TextConfig) -> list[Path]:
     return paths
 
 
-def _contents(path: Path, config: TextConfig) -> Contents:
-    tally = Tally(config.on_bad_row)
-    documents = sum(1 for _ in _read(path, config.column, tally))
+@cache
+def _contents(path: Path, column: str, on_bad_row: OnBadRow, size: int, changed: int) -> Contents:
+    """What a file holds; it is read again when its size or time has changed, and else once."""
+    tally = Tally(on_bad_row)
+    documents = sum(1 for _ in _read(path, column, tally))
     if documents:
         return Contents(documents, tally)
     if tally.bad:

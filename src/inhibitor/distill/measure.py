@@ -85,13 +85,13 @@ class Trace:
             if context.shape == target.shape:
                 error, size = squared_errors(context, target, self.mask)
                 traced[f"context_error/{layer}"] = (error / size).item()
-            z = attention.inhibition(*_first(found[layer]))
+            z = attention.inhibition(*_attended(found[layer]))
             traced[f"inhibited/{layer}"] = _inhibited(z, found[layer].value)
             traced |= {f"{name}/{layer}": getattr(attention, name).mean().item() for name in TRACED}
         return traced
 
 
-def _first(tapped: Tapped) -> tuple[Tensor, Tensor, Tensor | None, bool, float]:
+def _attended(tapped: Tapped) -> tuple[Tensor, Tensor, Tensor | None, bool, float]:
     """The arguments of ``InhibitorAttention.inhibition``."""
     return tapped.query, tapped.key, tapped.attn_mask, tapped.is_causal, tapped.scale
 
@@ -145,7 +145,7 @@ def attention_example(
     weights = torch.softmax(theirs.query @ theirs.key.mT * theirs.scale, -1)[0]
     entropy = -torch.special.xlogy(weights, weights).sum(-1).mean(-1)
     head = int(entropy.argmin())
-    inhibition = layers[layer].inhibition(ours.query, ours.key, ours.attn_mask, ours.is_causal, ours.scale)[0, head]
+    inhibition = layers[layer].inhibition(*_attended(ours))[0, head]
     return {
         "text": text,
         "tokens": tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist()),

@@ -61,13 +61,15 @@ def load_pair(config: DistillConfig) -> Pair:
     )
     if config.task is not None:
         check_classes(config.teacher, teacher, get_task(config.task.task), loading["missing_keys"])
-    elif auto_class is AutoModelForMaskedLM and loading["missing_keys"]:
+    elif auto_class is AutoModelForMaskedLM and (loading["missing_keys"] or tokenizer.mask_token is None):
+        lacking = sorted(loading["missing_keys"])[:3]
         raise ModelError(
             config.teacher,
-            expected="a teacher with a masked-language-model head, for the logits stage",
-            got=f"no weights for {', '.join(sorted(loading['missing_keys'])[:3])}",
+            expected="a teacher with a masked-language-model head and a mask token, for the logits stage",
+            got=f"no weights for {', '.join(lacking)}" if lacking else "a tokenizer without a mask token",
             remedy="Choose another teacher, or leave the logits stage out.",
         )
+    _check_map(config, teacher)
     if config.student is None:
         student = _from_teacher(config, auto_class, teacher)
         student_tokenizer = tokenizer
@@ -93,7 +95,6 @@ def _auto_class(config: DistillConfig) -> Any:
 def _from_teacher(config: DistillConfig, auto_class: Any, teacher: PreTrainedModel) -> PreTrainedModel:
     """A softmax model with the teacher's weights: all its layers, or those of the layer map."""
     kept = config.layer_map
-    _check_map(config, teacher)
     if kept is None:
         return load_pretrained(auto_class, config.teacher, dtype=torch.float32)
     student = load_pretrained(auto_class, config.teacher, dtype=torch.float32, num_hidden_layers=len(kept))
@@ -147,7 +148,6 @@ def _check_map(config: DistillConfig, teacher: PreTrainedModel) -> None:
 
 
 def _layers(config: DistillConfig, teacher: PreTrainedModel, student: PreTrainedModel) -> dict[int, int]:
-    _check_map(config, teacher)
     ours, theirs = len(layer_modules(student)), len(layer_modules(teacher))
     if len(config.layer_map or range(theirs)) != ours:
         raise ModelError(

@@ -14,7 +14,6 @@ from inhibitor.data import corpus
 from inhibitor.data.labelled import LabelledData, encode
 from inhibitor.distill.observe import readable
 from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, LogitsStage, TaskStage
-from inhibitor.errors import ModelError
 from inhibitor.evaluate.evaluate import padding
 from inhibitor.training import processes
 
@@ -153,13 +152,6 @@ class _Masking:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int) -> None:
-        if tokenizer.mask_token is None:
-            raise ModelError(
-                "the teacher's tokenizer",
-                expected="a mask token, for the logits stage",
-                got="none",
-                remedy="Choose a masked language model as teacher.",
-            )
         self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
         self.seed = seed
 

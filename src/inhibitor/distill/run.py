@@ -83,7 +83,7 @@ class _Distillation:
         self.states = States(run.path / STAGES)
         self.progress: dict[str, Any] = {
             "saves": 0,
-            "teacher": {"name": config.teacher, "sha256": self.teacher.digest()},
+            "teacher": {"sha256": self.teacher.digest()},
             "states": [],
             "stages": [],
             "parameters": {},
@@ -196,9 +196,11 @@ class _Distillation:
 
     def _rehearse(self) -> None:
         for index, stage in enumerate(self.config.stages):
-            rows = self.material.rows(index, stage)
-            sample = rows.collate(list(rows.dataset.take(1)))
-            batch = {name: tensor.to(self.processes.device) for name, tensor in sample.items()}
+            row = {name: tensor[:1] for name, tensor in self.material.validation[0].items()}
+            if isinstance(stage, TaskStage):  # whose losses may want labels
+                rows = self.material.rows(index, stage)
+                row = rows.collate([rows.dataset[0]])
+            batch = {name: tensor.to(self.processes.device) for name, tensor in row.items()}
             for layer in units(stage, self.student):
                 rehearse(self._objective(stage, layer), batch)
         self.student.eval()

@@ -65,7 +65,7 @@ class Objective(nn.Module):
         self.projections = nn.ModuleDict()
         ours, theirs = student.config.hidden_size, teacher.model.config.hidden_size
         if isinstance(stage, WholeModel) and stage.projection and ours != theirs:
-            for name in self.compared.get("hidden_mse", []) + self.compared.get("hidden_cosine", []):
+            for name in self.names.intersection(names["hidden"]):
                 projection = nn.Linear(ours, theirs, bias=False, device=student.device)
                 nn.init.eye_(projection.weight)
                 self.projections[name] = projection

@@ -112,7 +112,7 @@ class Cache:
         with FileLock(self.folder / "lock") if here.is_main_process else nullcontext():
             here.wait_for_everyone()
             shapes = self._shapes(names)
-            missing = {name: shape for name, shape in shapes.items() if not (self.folder / f"{name}.json").is_file()}
+            missing = {name: shape for name, shape in shapes.items() if not self._complete(name, shape)}
             if missing:
                 self._fill(missing, title)
         for name in names:
@@ -188,7 +188,7 @@ class Cache:
         here.wait_for_everyone()
         if here.is_main_process:
             for name, shape in missing.items():
-                write_text(self.folder / f"{name}.json", json.dumps({"shape": shape, "dtype": "bfloat16"}))
+                write_text(self.folder / f"{name}.json", json.dumps({"shape": shape, "dtype": "bfloat16"}) + "\n")
             for path in self.folder.glob("filling-*.json"):
                 path.unlink()
         here.wait_for_everyone()
@@ -200,6 +200,10 @@ class Cache:
         for name, tensor in self.teacher.compute(batch, list(files)).items():
             values, place = (tensor, slice(start, stop)) if name in self.by_row else (tensor[real], tokens)
             files[name][place] = values.to(torch.bfloat16).cpu().view(torch.int16).numpy()
+
+    def _complete(self, name: str, shape: tuple[int, ...]) -> bool:
+        told, file = self.folder / f"{name}.json", self._file(name)
+        return told.is_file() and file.is_file() and file.stat().st_size == 2 * math.prod(shape)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
