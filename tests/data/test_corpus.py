@@ -52,6 +52,46 @@ def test_blocks_are_full_and_framed(corpus, tokenizer):
         assert tokenizer.cls_token_id not in ids[1:]
 
 
+def test_blocks_of_several_lengths_take_turns(corpus, tokenizer):
+    config = configure(corpus, max_length=32, min_length=8)
+    found = list(islice(packed(config, tokenizer, 0, run=3), 27))
+    turns = [row["length"] for row in found]
+    assert turns == [length for length in turns[::3] for _ in range(3)]
+    assert turns[:9] == [32] * 3 + [16] * 3 + [8] * 3
+    assert set(turns[9:18]) == {32, 16, 8}
+    for row in found:
+        ids, length = row["input_ids"], row["length"]
+        assert len(ids) == sum(row["attention_mask"]) == 32
+        assert [i for i, token in enumerate(ids) if token == tokenizer.cls_token_id] == list(range(0, 32, length))
+        assert all(ids[end] == tokenizer.sep_token_id for end in range(length - 1, 32, length))
+    assert found == list(islice(packed(config, tokenizer, 0, run=3), 27))
+
+
+def test_little_text_has_blocks_of_every_length_too(tmp_path, tokenizer):
+    (tmp_path / "few.txt").write_text("\n\n".join(["good film"] * 30))
+    config = configure(tmp_path, max_length=32, min_length=16)
+    assert {row["length"] for row in rows(config, tokenizer, 0, 80)} == {32, 16}
+
+
+@pytest.mark.parametrize(
+    ("longest", "shortest", "lengths"),
+    [
+        (128, None, (128,)),
+        (128, 128, (128,)),
+        (128, 9, (128, 64, 32, 16)),
+        (40, 8, (40, 20, 10)),
+        (100, 8, (100, 50, 25)),
+    ],
+)
+def test_lengths_are_whole_halves(longest, shortest, lengths):
+    assert TextConfig(files=("a.txt",), max_length=longest, min_length=shortest).lengths == lengths
+
+
+def test_a_shortest_block_longer_than_the_longest_is_refused():
+    with pytest.raises(ConfigError, match=r"text.min_length: expected at most max_length, 16, got 32"):
+        TextConfig.parse({"files": ["a.txt"], "max_length": 16, "min_length": 32})
+
+
 def documents(corpus: Path, tokenizer: Any, count: int, **options: Any) -> list[str]:
     """The documents of the stream's first 200 blocks, without their spaces."""
     blocks = islice(packed(configure(corpus), tokenizer, 0, **options), 200)

@@ -70,6 +70,34 @@ def test_it_is_measured_on_text_held_out(recipe):
     assert held_out["input_ids"].tolist() == [row["input_ids"] for row in expected]
 
 
+@pytest.mark.parametrize("blocks", [None, 100])
+def test_a_row_becomes_its_blocks(recipe, blocks):
+    found = material(recipe, blocks=blocks, min_length=8).rows(0, JointStage(tokens=1))
+    cuts = [row for row in found.dataset.take(100) if row["length"] == 8][:3]
+    batch = found.collate(cuts)
+    assert batch["input_ids"].tolist() == [
+        half for row in cuts for half in (row["input_ids"][:8], row["input_ids"][8:])
+    ]
+    assert batch["attention_mask"].all()
+
+
+def test_blocks_of_two_lengths_are_padded(recipe):
+    found = material(recipe, blocks=100, min_length=8).rows(0, JointStage(tokens=1))
+    whole, cut = (next(row for row in found.dataset if row["length"] == length) for length in (16, 8))
+    batch = found.collate([whole, cut])
+    assert batch["attention_mask"].sum(1).tolist() == [16, 8, 8]
+    assert batch["input_ids"][1, :8].tolist() == cut["input_ids"][:8]
+    assert batch[ROW].tolist() == [whole[ROW], cut[ROW]]
+
+
+def test_it_is_measured_on_blocks_of_every_length(recipe):
+    recipe["validation_sequences"] = 32
+    assert [tuple(batch["input_ids"].shape) for batch in material(recipe, min_length=8).validation] == [
+        (16, 16),
+        (32, 8),
+    ]
+
+
 def test_calibration_reads_several_lengths(recipe):
     config = DistillConfig.parse(recipe)
     assert config.calibration is not None

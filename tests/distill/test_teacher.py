@@ -175,6 +175,23 @@ def test_a_file_that_lost_its_end_is_filled_again(tmp_path):
         assert torch.equal(tensor, expected[name])
 
 
+def test_rows_of_several_blocks(tmp_path):
+    found = teacher()
+    dataset = rows((8,) * 6).dataset
+    parted = Rows(dataset, lambda chosen: halves(pad(chosen)))
+    cache = Cache(tmp_path, found, parted)
+    cache.complete(NAMES, "test")
+    batch = parted.collate([dataset[row] for row in (5, 2)])
+    expected = found.compute({name: batch[name] for name in ("input_ids", "attention_mask")}, NAMES)
+    for name, tensor in cache.read(batch[ROW], batch["attention_mask"], NAMES).items():
+        assert tensor.shape == expected[name].shape
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-2)
+
+
+def halves(chosen):
+    return {name: tensor if name == ROW else tensor.reshape(-1, 4) for name, tensor in chosen.items()}
+
+
 def test_another_configuration_has_another_folder(tmp_path):
     cached(tmp_path)
     other = teacher()

@@ -3,7 +3,7 @@
 import glob
 import itertools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from inhibitor.errors import ConfigError, DataError
 SUFFIXES = (".txt", *ROW_SUFFIXES)
 LONGEST_PARAGRAPH = 1 << 16
 HELD_OUT = 64  # one document in so many is kept from training
+RUN = 64  # rows: batches of 64, 32, … are then of one length
 
 
 class TextConfig(Config):
@@ -37,6 +38,8 @@ class TextConfig(Config):
         on_bad_row: Whether a bad row of a local file stops the run or is left out; a bad line of a ``.txt`` file is
             left out of its paragraph.
         max_length: Tokens of a block, special tokens included.
+        min_length: Where given, blocks of ``max_length`` tokens, of a half, a quarter and so on of it take turns, down
+            to this length: a student that has seen one length only is good at that length only.
         shuffle_buffer: Documents held in memory to be drawn from at random.
         blocks: Train on just so many blocks, again and again in other orders, instead of on a stream without end.
     """
@@ -48,6 +51,7 @@ class TextConfig(Config):
     column: str = "text"
     on_bad_row: OnBadRow = "stop"
     max_length: int = Field(default=128, ge=8)
+    min_length: int | None = Field(default=None, ge=8)
     shuffle_buffer: int = Field(default=10_000, gt=0)
     blocks: int | None = Field(default=None, gt=0)
 
@@ -60,7 +64,22 @@ class TextConfig(Config):
                 got="both" if self.files else "neither",
                 remedy="Name local files, or one dataset on the hub.",
             )
+        if self.min_length is not None and self.min_length > self.max_length:
+            raise ConfigError(
+                "text.min_length",
+                expected=f"at most max_length, {self.max_length}",
+                got=str(self.min_length),
+                remedy="Name the shortest block that is wanted.",
+            )
         return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of blocks, longest first."""
+        lengths = [self.max_length]
+        while self.min_length is not None and lengths[-1] % 2 == 0 and lengths[-1] // 2 >= self.min_length:
+            lengths.append(lengths[-1] // 2)
+        return tuple(lengths)
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,7 @@ def check(config: TextConfig) -> dict[Path, Contents]:
 
 
 def packed(
-    config: TextConfig, tokenizer: PreTrainedTokenizerBase, seed: int, *, held_out: bool = False
+    config: TextConfig, tokenizer: PreTrainedTokenizerBase, seed: int, *, run: int = RUN, held_out: bool = False
 ) -> datasets.IterableDataset:
     """Stream the text for ever as full blocks, in an order that only ``seed`` decides; local files are checked first.
 
@@ -106,17 +125,19 @@ def packed(
         config: The text.
         tokenizer: Its own special tokens stand around every block, as around a single text.
         seed: Of the mixing and the order.
+        run: Rows in which blocks have one length, before the next length's turn.
         held_out: Whether to stream the documents kept for measuring, one in 64, or the others.
 
     Returns:
-        Rows of ``input_ids`` and ``attention_mask``, lists of exactly ``max_length`` integers.
+        Rows of ``input_ids`` and ``attention_mask``, lists of exactly ``max_length`` integers: blocks of ``length``
+        tokens, one after another.
 
     Raises:
         DataError: As ``check``, or the hub does not have the dataset.
     """
     documents = datasets.IterableDataset(ExamplesIterable(_forever, {"epoch": _epoch(config, seed, held_out)}))
-    packer = _Packer(tokenizer, config.max_length)
-    return documents.map(packer, batched=True, remove_columns=["text"])
+    packer = _Packer(tokenizer, config.lengths, run)
+    return documents.map(packer, batched=True, with_indices=True, remove_columns=["text"])
 
 
 def collected(blocks: datasets.IterableDataset, count: int) -> datasets.Dataset:
@@ -124,7 +145,7 @@ def collected(blocks: datasets.IterableDataset, count: int) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {}
     for block in blocks.take(count):
         for name, values in block.items():
-            columns.setdefault(name, []).append(np.asarray(values, dtype=np.int32))
+            columns.setdefault(name, []).append(values if isinstance(values, int) else np.asarray(values, np.int32))
     return datasets.Dataset.from_dict(columns)
 
 
@@ -246,17 +267,17 @@ def _forever(epoch: datasets.IterableDataset) -> Iterator[tuple[int, dict[str, s
 
 
 class _Packer:
-    """Turn a batch of documents into the blocks they fill; what is left over at its end is dropped."""
+    """Turn a batch of documents into rows of the blocks they fill; what is left over at its end is dropped."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, lengths: tuple[int, ...], run: int) -> None:
         sample = tokenizer("a", return_special_tokens_mask=True)
         ids, special = np.asarray(sample["input_ids"]), np.asarray(sample["special_tokens_mask"], dtype=bool)
         text = np.flatnonzero(~special)
         self.prefix, self.suffix = ids[: text[0]], ids[text[-1] + 1 :]
         self.separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer, self.lengths, self.run = tokenizer, lengths, run
 
-    def __call__(self, batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
+    def __call__(self, batch: Mapping[str, list[str]], indices: list[int]) -> dict[str, list[Any]]:
         encoded = self.tokenizer(
             batch["text"],
             add_special_tokens=False,
@@ -265,15 +286,36 @@ class _Packer:
             verbose=False,
         )
         ids = np.asarray([token for document in encoded["input_ids"] for token in (*document, self.separator)])
-        width = self.max_length - len(self.prefix) - len(self.suffix)
-        blocks = ids[: len(ids) // width * width].reshape(-1, width)
-        if not len(blocks):
+        rows = self._rows(ids, self.lengths[0])
+        if not len(rows):
             raise DataError(
                 "text",
-                expected=f"{len(batch['text'])} documents that fill a block of {self.max_length} tokens",
+                expected=f"{len(batch['text'])} documents that fill a block of {self.lengths[0]} tokens",
                 got=f"{len(ids)} tokens",
                 remedy="Shorten max_length, or join the documents.",
             )
+        if len(self.lengths) == 1:
+            return self._columns(rows, self.lengths * len(rows))
+        run = min(self.run, len(rows) // len(self.lengths)) or len(rows)
+        found, lengths = [], list[int]()
+        turns = itertools.cycle(self.lengths)
+        length = next(itertools.islice(turns, indices[0] // len(indices) % len(self.lengths), None))
+        while len(rows := self._rows(ids, length)[:run]) == run:
+            found.append(rows)
+            lengths += [length] * run
+            ids, length = ids[run * self._taken(length) :], next(turns)
+        return self._columns(np.concatenate(found), lengths)
+
+    def _rows(self, ids: Any, length: int) -> Any:
+        """The rows that ids fill with blocks of a length, each framed."""
+        taken = self._taken(length)
+        blocks = ids[: len(ids) // taken * taken].reshape(-1, length - len(self.prefix) - len(self.suffix))
         around = [np.broadcast_to(tokens, (len(blocks), len(tokens))) for tokens in (self.prefix, self.suffix)]
-        input_ids = np.hstack([around[0], blocks, around[1]])
-        return {"input_ids": input_ids.tolist(), "attention_mask": np.ones_like(input_ids).tolist()}
+        return np.hstack([around[0], blocks, around[1]]).reshape(-1, self.lengths[0])
+
+    def _taken(self, length: int) -> int:
+        """Ids that go into a row of blocks of a length."""
+        return self.lengths[0] // length * (length - len(self.prefix) - len(self.suffix))
+
+    def _columns(self, rows: Any, lengths: Sequence[int]) -> dict[str, list[Any]]:
+        return {"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist(), "length": list(lengths)}

@@ -75,7 +75,9 @@ class Material:
             self.training = self.evaluation.pop(labelled.splits["train"].name)
         count = config.validation_sequences
         if self.text is not None:
-            held_out = list(corpus.packed(self.text, tokenizer, config.seed, held_out=True).take(count))
+            held_out = list(
+                corpus.packed(self.text, tokenizer, config.seed, run=MEASURE_BATCH, held_out=True).take(count)
+            )
         else:
             split = next(iter(self.evaluation.values()))
             held_out = [split[row] for row in range(min(count, len(split)))]
@@ -125,14 +127,15 @@ class Material:
         if isinstance(stage, LogitsStage):
             in_memory = {} if fixed is None else {"keep_in_memory": True, "load_from_cache_file": False}
             blocks = blocks.map(_Masking(self.tokenizer, stage.mask_probability, seed), batched=True, **in_memory)
-        return Rows(blocks, _stack, self.text.max_length)
+        return Rows(blocks, cutting(self.tokenizer), self.text.max_length)
 
     def _batches(self, rows: Sequence[Mapping[str, Any]], size: int) -> list[dict[str, Tensor]]:
-        wanted = [name for name in self.tokenizer.model_input_names if name in rows[0]]
-        chosen = [{name: row[name] for name in wanted} for row in rows]
+        wanted = {*self.tokenizer.model_input_names, "length"}
+        chosen = [{name: value for name, value in row.items() if name in wanted} for row in rows]
+        collate = padding(self.tokenizer) if self.text is None else cutting(self.tokenizer)
         device = processes().device
         return [
-            {name: tensor.to(device) for name, tensor in padding(self.tokenizer)(chosen[start : start + size]).items()}
+            {name: tensor.to(device) for name, tensor in collate(chosen[start : start + size]).items()}
             for start in range(0, len(chosen), size)
         ]
 
@@ -141,8 +144,22 @@ def _numbered(dataset: Any) -> Any:
     return dataset.add_column(ROW, list(range(len(dataset))))
 
 
-def _stack(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+def cutting(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    """A collator that parts rows of text into their blocks; where their lengths differ, it pads."""
+    pad = padding(tokenizer)
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        names = [name for name in tokenizer.model_input_names if name in rows[0]]
+        batch = pad(
+            [
+                {name: row[name][start : start + row["length"]] for name in names}
+                for row in rows
+                for start in range(0, len(row["input_ids"]), row["length"])
+            ]
+        )
+        return batch | ({ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {})
+
+    return collate
 
 
 class _Masking:

@@ -205,6 +205,8 @@ def train(
             bf16=stage.bf16,
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
+            train_sampling_strategy="group_by_length" if rows.numbered else "random",
+            accelerator_config={"dispatch_batches": False},  # batches of blocks need not have one shape
             logging_steps=max(1, steps // LOGGED),
             save_steps=max(1, -(-steps // stage.checkpoints)),
             **length,

@@ -119,7 +119,7 @@ class Cache:
             self.files[name] = np.memmap(self.folder / f"{name}.bin", np.int16, "r", shape=shapes[name])
 
     def read(self, rows: Tensor, attention_mask: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """The outputs of some rows in float32, padded with zeros like their ``attention_mask`` (batch, length)."""
+        """The outputs of some rows in float32, zero where ``attention_mask`` (blocks of these rows, length) is."""
         numbers = rows.cpu().numpy()
         return {name: self._read(name, numbers, attention_mask) for name in names}
 
@@ -129,9 +129,10 @@ class Cache:
             found = file[numbers]
         else:
             found = np.zeros((*attention_mask.shape, *file.shape[1:]), np.int16)
-            for place, number in enumerate(numbers):
-                start, length = self.starts[number], self.lengths[number]
-                found[place, :length] = file[start : start + length]
+            ends = self.starts + self.lengths
+            found[attention_mask.bool().cpu().numpy()] = np.concatenate(
+                [file[self.starts[number] : ends[number]] for number in numbers]
+            )
         return torch.from_numpy(found).view(torch.bfloat16).to(attention_mask.device).float()
 
     def _key(self) -> str:
