@@ -30,11 +30,13 @@ def run(
 
     from inhibitor.cli import quiet
     from inhibitor.report import to_rich
+    from inhibitor.reproduce.curve import read_others
     from inhibitor.reproduce.grid import Standing, reproduce
     from inhibitor.reproduce.output import write_results
     from inhibitor.reproduce.tables import tables
 
     quiet()
+    others = read_others(recipe.curve)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=None)
@@ -52,7 +54,7 @@ def run(
     console = Console()
     for table in tables(outcome.records):
         console.print(to_rich(table))
-    for path in write_results(outcome.records, recipe.output) if outcome.records else []:
+    for path in write_results(outcome.records, recipe.output, others) if outcome.records else []:
         console.print(f"Results: {path}", soft_wrap=True, markup=False, highlight=False)
     for failure in outcome.failures:
         typer.echo(f"inhibitor: {failure.name}: {failure.reason}", err=True)

@@ -58,7 +58,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     if output.is_dir():
         raise RunError(str(output), expected="a file to write", got="a folder", remedy="Add a name, e.g. report.html.")
     found = studies(read)
-    svg = _Svg()
+    svg = Svg()
     sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
     sections += [_finetuned(task, found, svg) for task in tasks(found)]
     for folder in read.finetunings:
@@ -126,7 +126,7 @@ def _scores_sentence(study: Study) -> str:
     return f"Fine-tuned, {who} keeps {number(kept, 1)} % of {of} ({', '.join(shared)})."
 
 
-def _distilled(folder: Folder[Distill], svg: "_Svg", study: Study) -> str:
+def _distilled(folder: Folder[Distill], svg: "Svg", study: Study) -> str:
     """The pictures of one distillation; those of a study's repetitions are folded away."""
     metrics, pictures = folder.metrics, plots.distill_figures(folder.metrics)
     _save(folder, pictures)
@@ -148,7 +148,7 @@ def _distilled(folder: Folder[Distill], svg: "_Svg", study: Study) -> str:
     return f"<section><h2>{title}</h2>\n{body}</section>"
 
 
-def _finetuned(task: str, found: Sequence[Study], svg: "_Svg") -> str:
+def _finetuned(task: str, found: Sequence[Study], svg: "Svg") -> str:
     runs: dict[str, list[Finetune]] = {}
     drawn: set[Path] = set()  # a teacher may belong to several studies
     for study in found:
@@ -239,7 +239,7 @@ def _version() -> str:
         return ""
 
 
-class _Svg:
+class Svg:
     """Pictures within the page: ids made unique, colours made to follow the reader's scheme."""
 
     def __init__(self) -> None:

@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from inhibitor.report.page import PAGE
+from inhibitor.report.page import PAGE, Svg
 from inhibitor.report.tables import Table, plain, to_html, to_markdown
 from inhibitor.reproduce.accuracy import Record
+from inhibitor.reproduce.curve import Point, curve_figure, curve_table, points
 from inhibitor.reproduce.tables import as_json, tables
 from inhibitor.runs import CONFIG, VERSIONS, versions, write_text
 
@@ -18,14 +20,21 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 _LATEX |= {"±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$"} | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def write_results(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write ``results.json``, ``.md``, ``.tex`` and ``.html`` into the grid's folder; the paths in this order."""
-    found = tables(records)
+def write_results(records: Sequence[Record], folder: Path, others: Sequence[Sequence[Record]] = ()) -> list[Path]:
+    """Write ``results.json``, ``.md``, ``.tex`` and ``.html`` into the grid's folder; the paths in this order.
+
+    Args:
+        records: The grid's.
+        folder: The grid's.
+        others: Those of grids with other students, for the curve of retention against tokens.
+    """
+    curve = points([records, *others]) if others else []
+    found = [*tables(records), *([curve_table(curve)] if curve else [])]
     texts = {
-        "json": json.dumps(as_json(records), indent=2, ensure_ascii=False) + "\n",
+        "json": json.dumps(as_json(records) | _as_json(curve), indent=2, ensure_ascii=False) + "\n",
         "md": "\n".join([f"# {TITLE}\n", *map(to_markdown, found)]),
         "tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, found)),
-        "html": _page(found, folder),
+        "html": _page(found, folder, curve),
     }
     for suffix, text in texts.items():
         write_text(folder / f"{RESULTS}.{suffix}", text)
@@ -62,7 +71,14 @@ def _latex(text: str) -> str:
     return re.sub(r"[\\~^±×÷&%$#_{}]", lambda found: _LATEX[found[0]], text)
 
 
-def _page(found: Sequence[Table], folder: Path) -> str:
+def _as_json(curve: Sequence[Point]) -> dict[str, Any]:
+    return {"curve": [{"tokens": point.tokens, "scores": dict(point.scores)} for point in curve]} if curve else {}
+
+
+def _page(found: Sequence[Table], folder: Path, curve: Sequence[Point]) -> str:
+    svg = Svg()
+    caption = "E1's students, each distilled on another amount of text; the teacher is 100."
+    picture = svg.figure(curve_figure(curve), caption) if curve else ""
     texts = "".join(
         f"<h3>{name}</h3><pre>{html.escape(_lines(folder / name))}</pre>"
         for name in (CONFIG, VERSIONS)
@@ -70,10 +86,10 @@ def _page(found: Sequence[Table], folder: Path) -> str:
     )
     return PAGE.substitute(
         title=TITLE,
-        colours="",
+        colours=svg.colours() if curve else "",
         summary="",
         tables="\n".join(map(to_html, found)),
-        sections="",
+        sections=picture,
         details=f"<details><summary>The grid</summary>{texts}</details>",
         version=html.escape(versions()["inhibitor"]),
     )

@@ -96,6 +96,8 @@ class ReproduceConfig(TaskChoices):
         executor: ``local``, processes of this machine; ``ray``, a Ray cluster.
         processes: Runs at a time. They share this machine's cores; on Ray, where the cluster decides how many there
             are at a time, each asks for that share of cores.
+        curve: ``accuracy.jsonl`` of grids whose students were distilled on other amounts of text: E1's retention
+            against tokens is shown with theirs.
         submission: Whether files for GLUE's test server are written, of every experiment's first seed.
     """
 
@@ -114,6 +116,7 @@ class ReproduceConfig(TaskChoices):
     calibration: CalibrationConfig | None = CalibrationConfig()
     executor: Literal["local", "ray"] = "local"
     processes: int = Field(default=1, gt=0)
+    curve: tuple[Path, ...] = ()
     submission: bool = False
 
     def task(self, name: str) -> TaskChoices:

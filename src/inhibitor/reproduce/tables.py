@@ -174,13 +174,13 @@ def _retention(title: str, shown: Sequence[Column], *, published: bool) -> Table
     rows = []
     for experiment in _shown(shown)[1:] if "e0" in _shown(shown) else []:
         pairs = [column.of_teacher(experiment) for column in shown]
-        overall = [pair for column in glue if (pair := column.of_teacher(experiment)) is not None]
-        complete = len(overall) == len(glue)
+        known = [pair for column in glue if (pair := column.of_teacher(experiment)) is not None]
+        complete = len(known) == len(glue)
         rows.append(
             [
                 LABELS[experiment],
-                *(_per_cent(_ratio(pair)) for pair in pairs),
-                *([_per_cent(_overall(overall) if complete else None)] if average else []),
+                *(per_cent(_ratio(pair)) for pair in pairs),
+                *([per_cent(overall(known) if complete else None)] if average else []),
             ]
         )
     teacher = PUBLISHED["e0"]
@@ -191,8 +191,8 @@ def _retention(title: str, shown: Sequence[Column], *, published: bool) -> Table
         rows.append(
             [
                 f"{LABELS[experiment]}, published",
-                *(_per_cent(_ratio(kept.get(column.task))) for column in shown),
-                *([_per_cent(_overall([kept[column.task] for column in glue]))] if average else []),
+                *(per_cent(_ratio(kept.get(column.task))) for column in shown),
+                *([per_cent(overall([kept[column.task] for column in glue]))] if average else []),
             ]
         )
     notes = ["Student ÷ teacher in per cent, of the mean scores over the seeds that both have."]
@@ -203,11 +203,13 @@ def _retention(title: str, shown: Sequence[Column], *, published: bool) -> Table
     )
 
 
-def _overall(pairs: Sequence[tuple[float, float]]) -> float | None:
+def overall(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Retention in per cent over several tasks: of the sums of their scores."""
     return _ratio((sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)))
 
 
-def _per_cent(value: float | None) -> str:
+def per_cent(value: float | None) -> str:
+    """A retention as the tables print it."""
     return MISSING if value is None else number(value, 1)
 
 

@@ -1,0 +1,121 @@
+"""How retention moves with the text a student of E1 was distilled on: one point for each student."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from inhibitor.data.tasks import TASKS as ORDER
+from inhibitor.errors import ConfigError
+from inhibitor.report.look import COLOURS, INK, labelled, style
+from inhibitor.report.results import TASKS
+from inhibitor.report.tables import MISSING, Table, number
+from inhibitor.reproduce.accuracy import Record, read
+from inhibitor.reproduce.tables import columns, overall, per_cent
+
+MARKERS = "os^vPXd<>*"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One student.
+
+    Args:
+        tokens: Of text that it was distilled on.
+        scores: For each task the student's and the teacher's mean score.
+    """
+
+    tokens: int
+    scores: Mapping[str, tuple[float, float]]
+
+    def over(self, tasks: Sequence[str]) -> float | None:
+        """Retention in per cent over several tasks: of the sums of their scores; None where one is missing."""
+        return overall([self.scores[task] for task in tasks]) if set(tasks) <= self.scores.keys() else None
+
+
+def read_others(paths: Iterable[Path]) -> list[list[Record]]:
+    """The records of other grids.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    found = []
+    for path in paths:
+        found.append(read(path))
+        if not found[-1]:
+            raise ConfigError(
+                f"curve: {path}",
+                expected="the accuracy.jsonl of another grid",
+                got="no record" if path.is_file() else "no such file",
+                remedy="Run that grid first, or leave it out.",
+            )
+    return found
+
+
+def points(grids: Iterable[Sequence[Record]]) -> list[Point]:
+    """One point for each grid whose student's tokens are known, by tokens; of tasks on the benchmark's own rows."""
+    found = []
+    for records in grids:
+        tokens = {record.distillation_tokens for record in records if record.experiment == "e1"} - {None}
+        pairs = {column.task: column.of_teacher("e1") for column in columns(records) if column.official}
+        scores = {task: pair for task, pair in pairs.items() if pair is not None}
+        if scores and len(tokens) == 1:
+            found.append(Point(tokens.pop() or 0, scores))
+    return sorted(found, key=lambda point: point.tokens)
+
+
+def curve_table(found: Sequence[Point]) -> Table:
+    """One row for each student."""
+    tasks, shared = _tasks(found)
+    rows = [
+        [
+            f"{point.tokens:,}",
+            *(per_cent(point.over([task])) if task in point.scores else MISSING for task in tasks),
+            *([per_cent(point.over(shared))] if len(shared) > 1 else []),
+        ]
+        for point in found
+    ]
+    names = [*(TASKS.get(task, task) for task in tasks), *([f"these {len(shared)}"] if len(shared) > 1 else [])]
+    notes = ["E1's retention in per cent. The last column is over the tasks that every student was measured on."]
+    return Table("Retention against tokens of text", ["tokens", *names], rows, notes if len(shared) > 1 else ())
+
+
+def curve_figure(found: Sequence[Point]) -> Figure:
+    """Retention against tokens: a line for each task, and a thick one over those that every student has."""
+    tasks, shared = _tasks(found)
+    with style():
+        figure = Figure(figsize=(7, 3.5))
+        axis = figure.subplots()
+        for number_, task in enumerate(tasks):
+            mine = [(point.tokens, point.over([task])) for point in found if task in point.scores]
+            axis.plot(
+                *_line(mine),
+                color=COLOURS[number_ % len(COLOURS)],
+                marker=MARKERS[number_ % len(MARKERS)],
+                lw=1,
+                label=TASKS.get(task, task),
+            )
+        if len(shared) > 1:
+            mine = [(point.tokens, point.over(shared)) for point in found]
+            axis.plot(*_line(mine), color=INK, marker="o", lw=2.5, label="together")
+        axis.axhline(100, color=INK, lw=0.8, ls=":")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{number(tokens / 1e6)} M"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        labelled(axis, "E1: retention against tokens of text", "tokens of text", "retention, per cent")
+        axis.set_xticks([point.tokens for point in found])
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+def _line(values: Iterable[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
+    known = [(tokens, value) for tokens, value in values if value is not None]
+    return [tokens for tokens, _ in known], [value for _, value in known]
+
+
+def _tasks(found: Sequence[Point]) -> tuple[list[str], list[str]]:
+    """Every task in the usual order, and those that every point has."""
+    tasks = [task for task in ORDER if any(task in point.scores for point in found)]
+    return tasks, [task for task in tasks if all(task in point.scores for point in found)]
