@@ -83,9 +83,17 @@ def test_outputs_are_compared_with_their_projection():
 
 
 def test_full_trains_everything_that_hidden_states_depend_on():
-    objective = make(STAGES["full"])
+    objective = make(STAGES["full"], train_embeddings=True)
     left = {name for name, _ in objective.named_parameters()} - trained(objective, rows(STAGES["full"]))
     assert left == {"student.pooler.dense.weight", "student.pooler.dense.bias"}
+
+
+def test_embeddings_that_are_the_teachers_stay_so():
+    objective = make(STAGES["full"])
+    with torch.no_grad():
+        objective.student.embeddings.position_embeddings.weight[0, 0] += 1e-6  # another one, so it is trained
+    embeddings = {name for name in trained(objective, rows(STAGES["full"])) if ".embeddings." in name}
+    assert embeddings == {"student.embeddings.position_embeddings.weight"}
 
 
 def test_joint_is_the_sum_of_layers_that_the_teacher_feeds():
@@ -196,7 +204,7 @@ def test_units_run_bottom_up_over_converted_layers():
 
 def test_the_optimizer_knows_three_groups(tmp_path):
     """Matrices decay, vectors do not, and the inhibitor's parameters learn at a rate of their own."""
-    stage = STAGES["full"].model_copy(update={"weight_decay": 0.5})
+    stage = STAGES["full"].model_copy(update={"weight_decay": 0.5, "train_embeddings": True})
     objective = make(stage)
     objective.unfreeze()
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)

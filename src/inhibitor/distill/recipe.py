@@ -110,27 +110,32 @@ class JointStage(TextStage):
 
 
 class FullStage(TextStage, WholeModel):
-    """Everything unfrozen, compared with the teacher layer by layer (METHOD, E1 stage 2).
+    """The whole student, compared with the teacher layer by layer (METHOD, E1 stage 2).
 
     Args:
+        train_embeddings: Whether embeddings that are the teacher's, to the last bit, are trained too, as in the paper.
+            They need not change, and little text would move rare words by noise.
         losses: Weight of each loss; summed over layers.
     """
 
     kind: Literal["full"] = "full"
+    train_embeddings: bool = False
     learning_rate: float = Field(default=3e-4, gt=0)
     losses: dict[ContextLoss | HiddenLoss, Weight] = Field(default={"hidden_mse": 1.0}, min_length=1)
 
 
 class LogitsStage(TextStage, WholeModel):
-    """Everything unfrozen, on masked text, compared with the teacher's masked-language-model head.
+    """The whole student, on masked text, compared with the teacher's masked-language-model head.
 
     Args:
+        train_embeddings: As in the ``full`` stage.
         losses: Weight of each loss; ``masked_lm`` is the KL divergence over the vocabulary at every real token.
         temperature: Of ``masked_lm``.
         mask_probability: Share of the tokens that are masked, by BERT's rule; the same ones whenever a block comes by.
     """
 
     kind: Literal["logits"] = "logits"
+    train_embeddings: bool = False
     learning_rate: float = Field(default=3e-4, gt=0)
     losses: dict[ContextLoss | HiddenLoss | Literal["masked_lm"], Weight] = Field(
         default={"masked_lm": 1.0}, min_length=1

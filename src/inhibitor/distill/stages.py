@@ -83,7 +83,8 @@ class Objective(nn.Module):
     def parts(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""
         if isinstance(self.stage, WholeModel):
-            yield from self.parameters()
+            kept = set() if getattr(self.stage, "train_embeddings", True) else self._shared()
+            yield from (parameter for parameter in self.parameters() if parameter not in kept)
             return
         modules = attention_modules(self.student)
         for layer in self.trained:
@@ -91,6 +92,15 @@ class Objective(nn.Module):
                 yield from modules[layer].get_submodule(name).parameters()
             if any(loss.startswith("output") for loss in self.compared):
                 yield from output_modules(self.student)[layer].parameters()
+
+    def _shared(self) -> set[nn.Parameter]:
+        """The embeddings that are the teacher's, to the last bit."""
+        theirs = dict(self.teacher.model.base_model.embeddings.named_parameters())
+        return {
+            parameter
+            for name, parameter in self.student.base_model.embeddings.named_parameters()
+            if name in theirs and torch.equal(parameter, theirs[name])
+        }
 
     def unfreeze(self) -> None:
         """Let gradients reach the parameters of this stage and no others."""
