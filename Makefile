@@ -1,5 +1,6 @@
 # make quickstart: set up, distil, fine-tune, report.   make test: set up, run every test.   make lint: style and types.
 # make faults: kill, cut and flip for a quarter of an hour, and write down what held in results/faults.json.
+# make gpu MINUTES=25: on a machine with a GPU, its tests, its speed and a student, into results/gpu.
 # make wheel: a wheel in dist/, and the operator's tests on it.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Without a compiler the package installs without its native kernels; with one, what does not compile is an error.
 export INHIBITOR_NEED_KERNELS := $(if $(shell command -v $(CXX) 2>/dev/null),1)
 
-.PHONY: quickstart test faults lint wheel clean
+.PHONY: quickstart test faults gpu lint wheel clean
 
 quickstart: $(VENV)/ready
 	examples/quickstart.sh
@@ -23,6 +24,11 @@ faults: $(VENV)/ready-dev
 	rm -f $(INHIBITOR_FAULTS_RECORD)
 	pytest tests/faults tests/test_training.py tests/test_checkpoints.py tests/mutants/test_checkpoints.py
 	python -m tests.faults
+
+# Where the pieces of gpu/pack.py were unpacked, everything that can be installed lies in wheels/.
+gpu: MINUTES ?= 25
+gpu: $(if $(wildcard wheels),,$(VENV)/ready-dev)
+	$(PYTHON) gpu/run.py --minutes $(MINUTES)
 
 lint: $(VENV)/ready-dev
 	ruff check .

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <limits>
-#include <type_traits>
 
 #include "kernels.h"
 #include "scores.h"
@@ -57,13 +56,6 @@ struct BackwardMemory {
     bits = arena.take<uint64_t>(kGradRows * bit_step);
   }
 };
-
-// Calls work(group, r) for rows in groups as large as there are: group() is the number, a constant.
-template <int Largest, int... Smaller, class Work>
-inline void for_groups(int64_t rows, const Work& work, int64_t r = 0) {
-  for (; r + Largest <= rows; r += Largest) work(std::integral_constant<int, Largest>{}, r);
-  if constexpr (sizeof...(Smaller) > 0) for_groups<Smaller...>(rows, work, r);
-}
 
 // One vector of keys against `Rows` rows: their ∂Z, written, and their share of the panel's ∂V, added.
 template <bool Signed, int Rows>

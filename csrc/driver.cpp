@@ -1,163 +1,33 @@
 // Threads, memory and the choice of kernels: what Python calls.
-#include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <string>
-#include <vector>
 
 #include "kernels.h"
+#include "processor.h"
+#include "threads.h"
 
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-#if defined(_WIN32)
-#include <malloc.h>
-#define INHIBITOR_API extern "C" __declspec(dllexport)
-#else
+#if !defined(_WIN32)
 #include <pthread.h>
-#include <sys/mman.h>
-#define INHIBITOR_API extern "C" __attribute__((visibility("default")))
 #endif
 
 namespace {
 
-using Body = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
-
-// PyTorch's own threads, by its stable C interface: a pool of ours would compete with it for the cores.
-std::atomic<ParallelFor> parallel_for{nullptr};
 std::atomic<const Kernels*> chosen{nullptr};
-// The child of a fork has none of its parent's threads, and OpenMP would wait for them.
-std::atomic<bool> forked{false};
-
-// Memory that a thread keeps from call to call, unless it has grown large.
-class Memory {
- public:
-  ~Memory() { drop(); }
-
-  void* at_least(size_t bytes) {
-    if (bytes > size_) {
-      drop();
-      const size_t page = bytes < kHuge ? 4096 : kHuge;
-      const size_t rounded = (bytes + page - 1) / page * page;
-#if defined(_WIN32)
-      data_ = _aligned_malloc(rounded, page);
-#else
-      data_ = std::aligned_alloc(page, rounded);
-#endif
-#if defined(__linux__)
-      if (data_ && page == kHuge) madvise(data_, rounded, MADV_HUGEPAGE);  // fewer address translations
-#endif
-      if (data_) size_ = rounded;
-    }
-    return data_;
-  }
-
-  void release() {
-    if (size_ > kKept) drop();
-  }
-
- private:
-  void drop() {
-#if defined(_WIN32)
-    _aligned_free(data_);
-#else
-    std::free(data_);
-#endif
-    data_ = nullptr;
-    size_ = 0;
-  }
-
-  static constexpr size_t kHuge = size_t{2} << 20;
-  static constexpr size_t kKept = size_t{8} << 20;
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-thread_local Memory memory;
-
-// Elements below which a second thread costs more than it brings.
-constexpr int64_t kAlone = int64_t{1} << 18;
-
-// Runs work(item, memory, state) for every item; whichever thread is free takes the next. False: no memory.
-template <class Work>
-bool for_each(int64_t items, int64_t threads, size_t bytes, const Work& work) {
-  struct Context {
-    const Work* work;
-    int64_t items;
-    size_t bytes;
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
-  } context{&work, items, bytes};
-
-  const Body body = [](int64_t, int64_t, void* pointer) {
-    Context& shared = *static_cast<Context*>(pointer);
-    int64_t item = shared.next.fetch_add(1);
-    if (item >= shared.items) return;
-    void* data = memory.at_least(shared.bytes);
-    if (!data) {
-      shared.failed = true;
-      return;
-    }
-    for (int64_t state = -1; item < shared.items; item = shared.next.fetch_add(1)) {
-      (*shared.work)(item, data, &state);
-    }
-    memory.release();
-  };
-
-  threads = threads < items ? threads : items;
-  const ParallelFor parallel = parallel_for;
-  if (threads > 1 && parallel && !forked) {
-    parallel(0, threads, 1, body, &context);
-  } else {
-    body(0, 1, &context);
-  }
-  return !context.failed;
-}
 
 int64_t elements(const Problem& p) {
   return p.batch * p.heads * p.queries * p.keys * (p.head_dim + p.value_dim) / 2;
 }
 
-bool processor_has(const char* name) {
-  bool avx2 = false, avx512 = false;
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#elif defined(_M_X64)
-  int one[4], seven[4];
-  __cpuidex(one, 1, 0);
-  __cpuidex(seven, 7, 0);
-  const bool saved = one[2] >> 27 & 1;  // the system saves what _xgetbv says
-  const unsigned long long state = saved ? _xgetbv(0) : 0;
-  avx2 = (state & 0x6) == 0x6 && (one[2] >> 12 & 1) && (seven[1] >> 5 & 1);
-  avx512 = avx2 && (state & 0xE6) == 0xE6 && (seven[1] >> 16 & 1) && (seven[1] >> 17 & 1) && (seven[1] >> 30 & 1) &&
-           (seven[1] >> 31 & 1);
-#endif
-  if (std::strcmp(name, "avx512") == 0) return avx512;
-  return std::strcmp(name, "avx2") == 0 ? avx2 : true;
-}
-
 // Best first; the last is always there.
 const std::vector<const Kernels*>& available() {
-  static const std::vector<const Kernels*> found = [] {
-    std::vector<const Kernels*> list;
-    for (const Kernels* kernels : {
+  static const auto found = runnable<Kernels>({
 #if defined(INHIBITOR_AVX512)
-             avx512_kernels(),
+      avx512_kernels(),
 #endif
 #if defined(INHIBITOR_AVX2)
-             avx2_kernels(),
+      avx2_kernels(),
 #endif
-             portable_kernels()}) {
-      if (processor_has(kernels->name)) list.push_back(kernels);
-    }
-    return list;
-  }();
+      portable_kernels()});
   return found;
 }
 
@@ -165,8 +35,6 @@ const std::vector<const Kernels*>& available() {
 char* head_of(const Strided& tensor, int64_t element, int64_t batch, int64_t head) {
   return static_cast<char*>(tensor.data) + (batch * tensor.stride[0] + head * tensor.stride[1]) * element;
 }
-
-int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Queries up to which keys are read where they lie.
 constexpr int64_t kFew = 4;
@@ -327,19 +195,13 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
 
 // The names of the instruction sets that this processor can run, best first, with spaces between.
 INHIBITOR_API const char* inhibitor_available() {
-  static const std::string names = [] {
-    std::string list;
-    for (const Kernels* kernels : available()) list.append(list.empty() ? "" : " ").append(kernels->name);
-    return list;
-  }();
+  static const std::string names = names_of(available());
   return names.c_str();
 }
 
 // Takes one of them for all calls from now on, unless the name is null; returns the name of what is in use.
 INHIBITOR_API const char* inhibitor_choose(const char* name) {
-  for (const Kernels* kernels : available()) {
-    if (name && std::strcmp(name, kernels->name) == 0) chosen = kernels;
-  }
+  if (const Kernels* found = named(available(), name)) chosen = found;
   return chosen.load()->name;
 }
 

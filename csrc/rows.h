@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "problem.h"
 
@@ -116,6 +117,13 @@ inline void prefetch(const float* from, int64_t count) {
   (void)from;
   (void)count;
 #endif
+}
+
+// Calls work(group, r) for rows in groups as large as there are: group() is the number, a constant.
+template <int Largest, int... Smaller, class Work>
+inline void for_groups(int64_t rows, const Work& work, int64_t r = 0) {
+  for (; r + Largest <= rows; r += Largest) work(std::integral_constant<int, Largest>{}, r);
+  if constexpr (sizeof...(Smaller) > 0) for_groups<Smaller...>(rows, work, r);
 }
 
 // Memory handed out piece by piece, each on a cache line of its own. With a null base it only counts.

@@ -8,6 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the t
 
 import pytest
 import torch
+
+if not torch.accelerator.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on the CPU
+
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 ROOT = Path(__file__).parent.parent

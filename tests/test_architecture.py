@@ -24,6 +24,8 @@ FLOORS = {
     "bench": 3,
     "distill": 3,
     "evaluate": 3,
+    "quantization": 3,
+    "publish": 4,
     "report": 4,
     "reproduce": 4,
     "cli": 5,
@@ -38,6 +40,7 @@ ROOMS = {  # library: the only rooms that may import it
     "rich": {"cli", "report"},
     "scipy": {"evaluate"},
     "sklearn": {"evaluate"},
+    "triton": {"ops"},
     "typer": {"cli"},
     "yaml": {"config"},
 }

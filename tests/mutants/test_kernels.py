@@ -274,7 +274,7 @@ CATALOGUE = [
         "partial.get() + head * splits * (key_size + value_size)",
     ),
     (
-        "driver.cpp",
+        "threads.h",
         "two threads take one part",
         "shared.next.fetch_add(1)) {",
         "(shared.next = shared.next + 2) - 2) {",
@@ -343,7 +343,7 @@ def build(folder: Path, drivers: dict[str, Path], kernels: Path, row: tuple[str,
     name = names[0] if names else "portable"
     try:
         sources = mutate(folder / "csrc", file, old, new)
-        if file == "driver.cpp":
+        if file in ("driver.cpp", "threads.h"):
             objects: tuple[Path, ...] = (native.compile_driver(sources, (), folder / "driver.o", "-O0"), kernels)
         else:
             objects = (drivers[name], native.compile_kernels(sources, name, folder / "kernels.o", "-O0"))

@@ -76,8 +76,8 @@ BAD_CALLS = [
     ("is_causal None", {"is_causal": None}, "is_causal", "True or False", "NoneType"),
     ("center a word", {"center": "mean"}, "center", "True or False", "str"),
     ("signed a number", {"signed": 1.0}, "signed", "True or False", "float"),
-    ("unknown backend", {"backend": "tritn"}, "backend", "one of auto, cpu, torch, reference", "'tritn'"),
-    ("backend a list", {"backend": ["torch"]}, "backend", "one of auto, cpu, torch, reference", "['torch']"),
+    ("unknown backend", {"backend": "cuda"}, "backend", "one of auto, cpu, triton, torch, reference", "'cuda'"),
+    ("backend a list", {"backend": ["torch"]}, "backend", "one of auto, cpu, triton, torch, reference", "['torch']"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_bad_call_is_refused_by_name(changed, subject, expected, got):
         ({"attn_mask": torch.zeros(3, 5)}, "additive_mask == 0"),
         ({"attn_mask": torch.ones(2, 5) > 0}, "mask[:, None, None, :]"),
         ({"key": K[:, :2], "value": K[:, :2]}, "enable_gqa=True"),
-        ({"backend": "tritn"}, "Known: auto, cpu, torch, reference."),
+        ({"backend": "opencl"}, "Known: auto, cpu, triton, torch, reference."),
         ({"backend": "torhc"}, "Did you mean 'torch'?"),
     ],
     ids=["additive mask", "padding mask", "grouped heads", "far name", "near name"],

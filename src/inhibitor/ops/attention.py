@@ -3,21 +3,22 @@
 import functools
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError, suggestion
-from inhibitor.ops import cpu, masks, operator, reference
+from inhibitor.ops import cpu, masks, operator, reference, triton
 
-Backend = Literal["auto", "cpu", "torch", "reference"]
+Backend = Literal["auto", "cpu", "triton", "torch", "reference"]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _NOT_INSTALLED = "the package was installed without its native kernels"
 _INSTALL = (
     "Install a wheel, or a C++ compiler and then the package again: "
     "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
 )
+_NO_TRITON = "Triton is not installed"
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,49 @@ def which_backend(query: Tensor | None = None, value: Tensor | None = None) -> B
         BackendChoice(name='torch', reason='the native kernels do not take torch.float64')
     """
     query = torch.empty(1, 1, 1, 64) if query is None else query
-    missing = _why_not_cpu(query, query if value is None else value)
-    if missing:
-        return BackendChoice("torch", missing)
-    return BackendChoice("cpu", f"native kernels for {cpu.instruction_set()}")
+    value = query if value is None else value
+    name, missing = _pick(query, value)
+    reason = f"native kernels for {cpu.instruction_set()}" if name == "cpu" else "fused kernels for GPUs"
+    return BackendChoice(name, missing or reason)
+
+
+def _pick(query: Tensor, value: Tensor) -> tuple[str, str]:
+    """The backend of ``auto``, and what keeps a faster one from such tensors; empty if nothing does."""
+    name = "triton" if query.device.type in triton.DEVICES else "cpu"
+    missing = _WHY_NOT[name](query, value)
+    return "torch" if missing else name, missing
 
 
 def _why_not_cpu(query: Tensor, value: Tensor) -> str:
     """What keeps the native kernels from such tensors; empty if nothing does."""
     if query.device.type != "cpu":
         return f"there is no native kernel for {query.device.type}"
-    if query.dtype not in cpu.DTYPES:
-        return f"the native kernels do not take {query.dtype}"
-    if max(query.shape[-1], value.shape[-1]) > cpu.LARGEST_DIM:
-        return f"the native kernels take head_dim and value_dim up to {cpu.LARGEST_DIM}"
-    return "" if cpu.INSTALLED else _NOT_INSTALLED
+    return _why_not(query, value, cpu, "native") or ("" if cpu.INSTALLED else _NOT_INSTALLED)
+
+
+def _why_not_triton(query: Tensor, value: Tensor) -> str:
+    """What keeps the Triton kernels from such tensors; empty if nothing does."""
+    if not triton.INSTALLED:
+        return _NO_TRITON
+    if query.device.type not in triton.DEVICES and not (query.device.type == "cpu" and _interpreted()):
+        return f"there is no Triton kernel for {query.device.type}"
+    return _why_not(query, value, triton, "Triton")
+
+
+def _why_not(query: Tensor, value: Tensor, backend: Any, name: str) -> str:
+    if query.dtype not in backend.DTYPES:
+        return f"the {name} kernels do not take {query.dtype}"
+    if max(query.shape[-1], value.shape[-1]) > backend.LARGEST_DIM:
+        return f"the {name} kernels take head_dim and value_dim up to {backend.LARGEST_DIM}"
+    return ""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _interpreted() -> bool:
+    return triton.interpreted()
+
+
+_WHY_NOT = {"cpu": _why_not_cpu, "triton": _why_not_triton}
 
 
 def inhibitor_attention(
@@ -96,8 +125,8 @@ def inhibitor_attention(
         is_causal: Query i sees keys 0 to i only, besides ``attn_mask``.
         scale: Factor of the distance; 1/√head_dim if None.
         enable_gqa: Let each key head serve heads ÷ key heads query heads.
-        backend: ``"cpu"`` runs the native kernels, ``"torch"`` runs in blocks on every device, ``"reference"`` is the
-            equations written out, ``"auto"`` is what ``which_backend`` says.
+        backend: ``"cpu"`` runs the native kernels, ``"triton"`` those for GPUs, ``"torch"`` runs in blocks on every
+            device, ``"reference"`` is the equations written out, ``"auto"`` is what ``which_backend`` says.
 
     Returns:
         (batch, heads, queries, value_dim) in query's dtype.
@@ -111,15 +140,15 @@ def inhibitor_attention(
         torch.Size([2, 4, 8, 16])
     """
     _check_tensors(query, key, value, enable_gqa)
-    _check_choices(is_causal=is_causal, center=center, signed=signed, backend=backend)
-    batch = _common(query.shape[0], key.shape[0], value.shape[0])
-    key_heads = _common(key.shape[1], value.shape[1])
-    query = _broadcast(query, batch, query.shape[1])
-    key, value = _broadcast(key, batch, key_heads), _broadcast(value, batch, key_heads)
+    check_choices(is_causal=is_causal, center=center, signed=signed, backend=backend)
+    batch = common(query.shape[0], key.shape[0], value.shape[0])
+    key_heads = common(key.shape[1], value.shape[1])
+    query = broadcast(query, batch, query.shape[1])
+    key, value = broadcast(key, batch, key_heads), broadcast(value, batch, key_heads)
     heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
-    attn_mask = _check_mask(attn_mask, (batch, heads, queries, keys), query.device)
-    slope, shift = _per_head("gamma", gamma, query), _per_head("delta", delta, query)
-    scale = query.shape[3] ** -0.5 if scale is None else _number("scale", scale, "a number or None")
+    attn_mask = check_mask(attn_mask, (batch, heads, queries, keys), query.device)
+    slope, shift = per_head("gamma", gamma, query), per_head("delta", delta, query)
+    scale = query.shape[3] ** -0.5 if scale is None else number("scale", scale, "a number or None")
 
     arguments = (query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
     if backend == "reference":
@@ -127,9 +156,9 @@ def inhibitor_attention(
     else:
         total = operator.attention(*arguments, _resolve(backend, query, value))
 
-    factor = _per_head("eta", eta, query).view(-1, 1, 1) if isinstance(eta, Tensor) or eta != 1.0 else None
+    factor = per_head("eta", eta, query).view(-1, 1, 1) if isinstance(eta, Tensor) or eta != 1.0 else None
     if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
-        exponent = _per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
+        exponent = per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
         count = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
         # In float64 on the CPU: float32's pow differs in the last bit with an element's place in memory.
         wide = torch.float64 if query.device.type == "cpu" else total.dtype
@@ -142,17 +171,20 @@ def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
     """The backend that runs; one that was asked for by name is never replaced."""
     if backend == "torch":
         return backend
-    missing = _why_not_cpu(query, value)
     if backend == "auto":
+        name, missing = _pick(query, value)
         if missing == _NOT_INSTALLED:
             _say_slow()
-        return "torch" if missing else "cpu"
+        return name
+    missing = _WHY_NOT[backend](query, value)
     if missing:
         raise OperatorError(
             "backend",
-            expected='tensors and an installation that "cpu" can serve',
+            expected=f'tensors and an installation that "{backend}" can serve',
             got=missing,
-            remedy=_INSTALL if missing == _NOT_INSTALLED else 'Pass backend="auto".',
+            remedy={_NOT_INSTALLED: _INSTALL, _NO_TRITON: "pip install 'inhibitor[triton]'."}.get(
+                missing, 'Pass backend="auto".'
+            ),
         )
     return backend
 
@@ -168,12 +200,12 @@ def _warn_slow() -> None:
     warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {_NOT_INSTALLED}. {_INSTALL}", stacklevel=5)
 
 
-def _common(*sizes: int) -> int:
+def common(*sizes: int) -> int:
     """The size that sizes agree on, where 1 is broadcast."""
     return next((size for size in sizes if size != 1), 1)
 
 
-def _broadcast(tensor: Tensor, batch: int, heads: int) -> Tensor:
+def broadcast(tensor: Tensor, batch: int, heads: int) -> Tensor:
     """The tensor with that many batches and heads; itself where it has them."""
     same = tensor.shape[0] == batch and tensor.shape[1] == heads
     return tensor if same else tensor.expand(batch, heads, -1, -1)
@@ -181,19 +213,7 @@ def _broadcast(tensor: Tensor, batch: int, heads: int) -> Tensor:
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise OperatorError(name, expected="a tensor", got=type(tensor).__name__, remedy="Pass a torch.Tensor.")
-        if tensor.dim() != 4:
-            raise OperatorError(
-                name,
-                expected="4 dimensions (batch, heads, length, features)",
-                got=f"shape {tuple(tensor.shape)}",
-                remedy="Add the missing dimensions with unsqueeze or split the heads.",
-            )
-        if tensor.layout != torch.strided:
-            raise OperatorError(
-                name, expected="a dense tensor", got=f"layout {tensor.layout}", remedy="Convert it with .to_dense()."
-            )
+        check_dense(name, tensor)
         if tensor.dtype not in FLOATS:
             raise OperatorError(
                 name,
@@ -205,6 +225,29 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) 
             raise OperatorError(
                 name, expected=f"query's dtype {query.dtype}", got=str(tensor.dtype), remedy="Convert one of them."
             )
+    check_shapes(query, key, value, enable_gqa)
+
+
+def check_dense(name: str, tensor: object) -> None:
+    """Refuse what is not a dense tensor of four dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise OperatorError(name, expected="a tensor", got=type(tensor).__name__, remedy="Pass a torch.Tensor.")
+    if tensor.dim() != 4:
+        raise OperatorError(
+            name,
+            expected="4 dimensions (batch, heads, length, features)",
+            got=f"shape {tuple(tensor.shape)}",
+            remedy="Add the missing dimensions with unsqueeze or split the heads.",
+        )
+    if tensor.layout != torch.strided:
+        raise OperatorError(
+            name, expected="a dense tensor", got=f"layout {tensor.layout}", remedy="Convert it with .to_dense()."
+        )
+
+
+def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    """Refuse tensors of four dimensions that do not fit each other."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.device != query.device:
             raise OperatorError(
                 name, expected=f"query's device {query.device}", got=str(tensor.device), remedy="Move one of them."
@@ -246,7 +289,7 @@ def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool)
         raise OperatorError(
             "value", expected=f"key's {key_heads} heads", got=f"{value_heads} heads", remedy="Give both the same heads."
         )
-    shared = _common(key_heads, value_heads)
+    shared = common(key_heads, value_heads)
     name = "key" if key_heads == shared else "value"
     if shared in (heads, 1):
         return
@@ -262,7 +305,8 @@ def _check_heads(heads: int, key_heads: int, value_heads: int, enable_gqa: bool)
         )
 
 
-def _check_choices(*, backend: object, **flags: object) -> None:
+def check_choices(*, backend: object, backends: tuple[str, ...] = get_args(Backend), **flags: object) -> None:
+    """Refuse a flag that is no bool, and a backend that is not among those."""
     for name, flag in flags.items():
         if not isinstance(flag, bool | torch.SymBool):
             raise OperatorError(
@@ -271,16 +315,16 @@ def _check_choices(*, backend: object, **flags: object) -> None:
                 got=type(flag).__name__,
                 remedy="Pass a bool; a mask belongs in attn_mask.",
             )
-    if backend not in get_args(Backend):
+    if backend not in backends:
         raise OperatorError(
             "backend",
-            expected="one of " + ", ".join(get_args(Backend)),
+            expected="one of " + ", ".join(backends),
             got=repr(backend),
-            remedy=suggestion(str(backend), get_args(Backend)),
+            remedy=suggestion(str(backend), backends),
         )
 
 
-def _check_mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
+def check_mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
     """The mask with four dimensions, each 1 or that of ``shape``; the keys always in full."""
     if attn_mask is None:
         return None
@@ -309,13 +353,13 @@ def _check_mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], devi
     return padded.expand(-1, -1, -1, shape[3])
 
 
-def _per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
+def per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
     """A parameter as (heads,) on query's device, in at least float32."""
     heads = query.shape[1]
     if not isinstance(parameter, Tensor):
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        number = _number(name, parameter, f"a number or a floating-point tensor of shape ({heads},)")
-        return torch.full((heads,), number, dtype=dtype, device=query.device)
+        single = number(name, parameter, f"a number or a floating-point tensor of shape ({heads},)")
+        return torch.full((heads,), single, dtype=dtype, device=query.device)
     if not parameter.is_floating_point() or parameter.shape not in ((), (1,), (heads,)):
         raise OperatorError(
             name,
@@ -330,7 +374,8 @@ def _per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
     return parameter.expand(heads)
 
 
-def _number(name: str, number: object, expected: str) -> float:
-    if not isinstance(number, int | float | torch.SymFloat):
-        raise OperatorError(name, expected=expected, got=repr(number), remedy="Convert it with float().")
-    return float(number)
+def number(name: str, given: object, expected: str) -> float:
+    """The number as a float."""
+    if not isinstance(given, int | float | torch.SymFloat):
+        raise OperatorError(name, expected=expected, got=repr(given), remedy="Convert it with float().")
+    return float(given)

@@ -70,13 +70,7 @@ def using(name: str) -> Iterator[None]:
     Raises:
         OperatorError: The build or the processor does not have it.
     """
-    if name not in instruction_sets():
-        raise OperatorError(
-            "instruction set",
-            expected="one of " + (", ".join(instruction_sets()) or "none: no native kernels are installed"),
-            got=repr(name),
-            remedy=suggestion(name, instruction_sets()),
-        )
+    check_instruction_set(name, instruction_sets())
     before = instruction_set()
     _choose(name)
     try:
@@ -85,18 +79,29 @@ def using(name: str) -> Iterator[None]:
         _choose(before)
 
 
+def check_instruction_set(name: str, known: tuple[str, ...]) -> None:
+    """Refuse a name that is not among the known ones."""
+    if name not in known:
+        raise OperatorError(
+            "instruction set",
+            expected="one of " + (", ".join(known) or "none: no native kernels are installed"),
+            got=repr(name),
+            remedy=suggestion(name, known),
+        )
+
+
 def _choose(name: str | None) -> None:
     if _LIBRARY is not None and name is not None:
         _LIBRARY.inhibitor_choose(name.encode())
 
 
-def empty_result(query: Tensor, value: Tensor) -> Tensor:
+def empty_result(query: Tensor, value: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """A result to be written: (batch, heads, queries, value_dim), in memory with the heads of a query side by side.
 
     So lies what ``scaled_dot_product_attention`` returns, and what follows in a model can be a view of it.
     """
     batch, heads, queries, _ = query.shape
-    return query.new_empty((batch, queries, heads, value.shape[3]), dtype=torch.float32).transpose(1, 2)
+    return query.new_empty((batch, queries, heads, value.shape[3]), dtype=dtype).transpose(1, 2)
 
 
 def empty_gradient(tensor: Tensor) -> Tensor:
@@ -110,7 +115,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Ten
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     gamma, delta = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
-    _call("inhibitor_forward", query, key, value, gamma, delta, options, _strided(output))
+    _call("inhibitor_forward", query, key, value, gamma, delta, options, strided(output))
     return output
 
 
@@ -126,14 +131,15 @@ def backward(
     else:
         slope, shift = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
         grad = grad.to(torch.float32)
-        gradients = (number for tensor in results for number in _strided(tensor))
-        targets = (*_strided(grad), *gradients, *(tensor.data_ptr() for tensor in sums))
+        gradients = (number for tensor in results for number in strided(tensor))
+        targets = (*strided(grad), *gradients, *(tensor.data_ptr() for tensor in sums))
         _call("inhibitor_backward", query, key, value, slope, shift, options, _NOTHING, targets)
     grad_query, grad_key, grad_value = results
     return grad_query, grad_key, grad_value, sums[0].to(gamma.dtype), sums[1].to(delta.dtype)
 
 
-def _strided(tensor: Tensor) -> tuple[int, ...]:
+def strided(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor as csrc/problem.h has it: where it lies, and its strides."""
     return (tensor.data_ptr(), *tensor.stride())
 
 
@@ -156,7 +162,7 @@ def _call(
     problem = _PROBLEM.pack(
         *(batch, heads, key_heads, queries, keys, head_dim, value_dim, DTYPES[query.dtype]),
         *(options.is_causal, options.center, options.signed, options.scale),
-        *(*_strided(query), *_strided(key), *_strided(value), *(_NOTHING if mask is None else _strided(mask))),
+        *(*strided(query), *strided(key), *strided(value), *(_NOTHING if mask is None else strided(mask))),
         *(gamma.data_ptr(), delta.data_ptr(), *output, *backward),
     )
     failed = getattr(_LIBRARY, function)(problem, torch.get_num_threads())

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops import blocked, cpu
+from inhibitor.ops import blocked, cpu, triton
 
-BACKENDS: dict[str, Any] = {"cpu": cpu, "torch": blocked}
+BACKENDS: dict[str, Any] = {"cpu": cpu, "triton": triton, "torch": blocked}
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
 # (batch, key_heads, keys, value_dim); gamma, delta: (heads,); attn_mask: boolean, broadcastable to (batch, heads,
 # queries, keys), True = may attend.
@@ -49,14 +49,14 @@ def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    if rest[-1] == "cpu":
+    if rest[-1] != "torch":
         return cpu.empty_result(query, value)
     shape = (*query.shape[:3], value.shape[3])
     return query.new_empty(shape, dtype=blocked.accumulation_dtype(query.dtype))
 
 
 def _fake_gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    if inputs[-1] == "cpu":
+    if inputs[-1] != "torch":
         return (*map(cpu.empty_gradient, inputs[:3]), *(tensor.new_empty(tensor.shape) for tensor in inputs[3:5]))
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:5])
 

@@ -1,0 +1,90 @@
+// Threads and the choice of kernels for the integer operator: what Python calls.
+#include "integer.h"
+#include "processor.h"
+#include "threads.h"
+
+namespace {
+
+// Best first; the last is always there.
+const std::vector<const IntegerKernels*>& available() {
+  static const auto found = runnable<IntegerKernels>({
+#if defined(INHIBITOR_AVX512)
+      avx512vnni_integer_kernels(),
+      avx512_integer_kernels(),
+#endif
+#if defined(INHIBITOR_AVX2)
+      avx2_integer_kernels(),
+#endif
+      portable_integer_kernels()});
+  return found;
+}
+
+std::atomic<const IntegerKernels*> chosen{nullptr};
+
+const IntegerKernels& kernels_in_use() {
+  const IntegerKernels* kernels = chosen.load();
+  return *(kernels ? kernels : available().front());
+}
+
+}  // namespace
+
+// A Fault.
+INHIBITOR_API int32_t inhibitor_integer_forward(const IntegerProblem* problem, int64_t threads) {
+  const IntegerProblem& p = *problem;
+  const IntegerKernels& kernels = kernels_in_use();
+  // An element takes a quarter of the time that it takes in floats.
+  if (p.batch * p.heads * p.queries * p.keys * (p.head_dim + p.value_dim) / 8 < kAlone) threads = 1;
+  // Some parts for each thread, so that none waits long for the last; but every part packs the keys of its head anew.
+  const int64_t heads = p.batch * p.heads, blocks = divide(p.queries, 32);
+  const int64_t most = heads < threads ? blocks : divide(blocks, 4);
+  int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
+  splits = splits < most ? splits : most;
+  const int64_t rows = divide(blocks, splits) * 32;
+  splits = divide(p.queries, rows);
+  std::atomic<int32_t> fault{kNone};
+  const bool done = for_each(heads * splits, threads, kernels.forward_bytes(p),
+                             [&](int64_t item, void* data, int64_t* packed) {
+                               if (fault.load()) return;
+                               const int64_t head = item / splits;
+                               const int64_t begin = (splits - 1 - item % splits) * rows;  // long causal rows first
+                               const int64_t end = begin + rows < p.queries ? begin + rows : p.queries;
+                               const Part part{head / p.heads, head % p.heads, begin, end};
+                               const Fault found = kernels.forward(p, part, data, packed);
+                               if (found) fault = found;
+                             });
+  return done ? fault.load() : kNoMemory;
+}
+
+// Packs the problem's keys and values behind `length` that are packed already: `keys` and `values` are tensors of bytes
+// (batch, key heads, panels, bytes of a panel). A Fault.
+INHIBITOR_API int32_t inhibitor_integer_append(const IntegerProblem* problem, const Strided* keys,
+                                               const Strided* values, int64_t length, int64_t threads) {
+  const IntegerProblem& p = *problem;
+  const IntegerKernels& kernels = kernels_in_use();
+  if (p.batch * p.key_heads * p.keys * (p.head_dim + p.value_dim) < kAlone) threads = 1;
+  std::atomic<int32_t> fault{kNone};
+  const auto head_of = [](const Strided& tensor, int64_t batch, int64_t head) {
+    return static_cast<char*>(tensor.data) + batch * tensor.stride[0] + head * tensor.stride[1];
+  };
+  const bool done = for_each(p.batch * p.key_heads, threads, kernels.append_bytes(p),
+                             [&](int64_t item, void* data, int64_t*) {
+                               const int64_t batch = item / p.key_heads, head = item % p.key_heads;
+                               const Fault found = kernels.append(
+                                   p, batch, head, length, reinterpret_cast<uint8_t*>(head_of(*keys, batch, head)),
+                                   reinterpret_cast<int8_t*>(head_of(*values, batch, head)), data);
+                               if (found) fault = found;
+                             });
+  return done ? fault.load() : kNoMemory;
+}
+
+// The names of the instruction sets that this processor can run, best first, with spaces between.
+INHIBITOR_API const char* inhibitor_integer_available() {
+  static const std::string names = names_of(available());
+  return names.c_str();
+}
+
+// Takes one of them for all calls from now on, unless the name is null; returns the name of what is in use.
+INHIBITOR_API const char* inhibitor_integer_choose(const char* name) {
+  if (const IntegerKernels* found = named(available(), name)) chosen = found;
+  return kernels_in_use().name;
+}

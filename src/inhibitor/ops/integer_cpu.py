@@ -1,0 +1,187 @@
+"""The native integer kernels: 8-bit codes, or floats put on their grid on the way, in PyTorch's own threads.
+
+They lie in the library that ``inhibitor.ops.cpu`` loads, and have instruction sets of their own: AVX-512 with and without
+its instructions for neural networks. The specification is docs/integer.md, the code csrc/integer_*.h.
+"""
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from inhibitor.ops import cpu
+from inhibitor.ops.integer_grid import GridTensors, IntegerOptions, inverse
+from inhibitor.ops.integer_reference import nan_in
+
+_DTYPES = cpu.DTYPES | {torch.uint8: 3}
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q 5q 22q 5q 5q q")  # csrc/problem.h, csrc/integer.h
+_NOTHING = (0,) * 5
+_NO_MEMORY, _NAN_IN = 1, {2: "query", 3: "key", 4: "value"}
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library with its types, or None where the package was installed without."""
+    library = cpu._LIBRARY
+    if library is None:
+        return None
+    library.inhibitor_integer_choose.restype = ctypes.c_char_p
+    library.inhibitor_integer_choose.argtypes = [ctypes.c_char_p]
+    library.inhibitor_integer_available.restype = ctypes.c_char_p
+    library.inhibitor_integer_forward.restype = ctypes.c_int32
+    library.inhibitor_integer_forward.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    library.inhibitor_integer_append.restype = ctypes.c_int32
+    library.inhibitor_integer_append.argtypes = [*[ctypes.c_char_p] * 3, *[ctypes.c_int64] * 2]
+    return library
+
+
+_LIBRARY = _load()
+INSTALLED = _LIBRARY is not None
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """What this build and this processor can run, best first; empty where the package was installed without kernels.
+
+    Example:
+        >>> set(instruction_sets()) <= {"avx512vnni", "avx512", "avx2", "portable"}
+        True
+    """
+    return () if _LIBRARY is None else tuple(_LIBRARY.inhibitor_integer_available().decode().split())
+
+
+def instruction_set() -> str | None:
+    """The instruction set in use, None where there are no kernels."""
+    return None if _LIBRARY is None else str(_LIBRARY.inhibitor_integer_choose(None).decode())
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Run with another instruction set, for tests and benchmarks; of the whole process, not of one thread.
+
+    Raises:
+        OperatorError: The build or the processor does not have it.
+    """
+    cpu.check_instruction_set(name, instruction_sets())
+    before = instruction_set()
+    _choose(name)
+    try:
+        yield
+    finally:
+        _choose(before)
+
+
+def _choose(name: str | None) -> None:
+    if _LIBRARY is not None and name is not None:
+        _LIBRARY.inhibitor_integer_choose(name.encode())
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: IntegerOptions
+) -> Tensor:
+    """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments.
+
+    Raises:
+        OperatorError: A number in sight is NaN.
+    """
+    output = cpu.empty_result(query, value, torch.int32 if factor is None else torch.float32)
+    if output.numel() == 0 or key.shape[2] == 0:
+        return output.zero_()
+    if query.dtype == torch.float64:
+        query, key, value = (tensor.to(torch.float32) for tensor in (query, key, value))
+    shape = (*query.shape[:2], *value.shape[1:2], query.shape[2], key.shape[2], query.shape[3], value.shape[3])
+    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, factor, options, output)
+    return output
+
+
+def forward_packed(
+    query: Tensor,
+    packed: tuple[Tensor, ...],
+    length: int,
+    value_dim: int,
+    grid: GridTensors,
+    factor: Tensor | None,
+    options: IntegerOptions,
+) -> Tensor:
+    """The same against ``length`` keys and values that ``append`` has packed."""
+    key, value = packed
+    batch, heads, queries, head_dim = query.shape
+    dtype = torch.int32 if factor is None else torch.float32
+    output = query.new_empty((batch, queries, heads, value_dim), dtype=dtype).transpose(1, 2)
+    if output.numel() == 0 or length == 0:
+        return output.zero_()
+    query = query.to(torch.float32) if query.dtype == torch.float64 else query
+    shape = (batch, heads, key.shape[1], queries, length, head_dim, value_dim)
+    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, factor, options, output, packed=True)
+    return output
+
+
+def append(
+    key: Tensor, value: Tensor, steps: tuple[Tensor, Tensor] | None, packed: tuple[Tensor, ...], length: int
+) -> None:
+    """Pack keys and values, (batch, key heads, more, features), behind ``length`` that are there.
+
+    Args:
+        key: uint8 codes or floats.
+        value: int8 codes or floats.
+        steps: float32 of shape (key heads,), of key and of value, for floats.
+        packed: Keys and values for ``forward_packed``, uint8 of shape (batch, key heads, panels, bytes); written to.
+        length: How many are there.
+
+    Raises:
+        OperatorError: A number is NaN.
+    """
+    if not key.numel():
+        return
+    if key.dtype == torch.float64:
+        key, value = key.to(torch.float32), value.to(torch.float32)
+    batch, key_heads, more, head_dim = key.shape
+    inverses = (None, None) if steps is None else tuple(inverse(step).contiguous() for step in steps)
+    problem = _PROBLEM.pack(
+        *(batch, key_heads, key_heads, 0, more, head_dim, value.shape[3], _DTYPES[key.dtype], 0, 0, 0, 0.0),
+        *(*_NOTHING, *cpu.strided(key), *cpu.strided(value), *_NOTHING, 0, 0, *_NOTHING, *(0,) * 22),
+        *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, *_NOTHING, 0),
+    )
+    places = (struct.pack("=5q", *cpu.strided(tensor)) for tensor in packed)
+    if _LIBRARY is not None:
+        _check(_LIBRARY.inhibitor_integer_append(problem, *places, length, torch.get_num_threads()), more, key_heads)
+
+
+def _run(
+    query: Tensor,
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    shape: tuple[int, ...],
+    grid: GridTensors,
+    factor: Tensor | None,
+    options: IntegerOptions,
+    output: Tensor,
+    packed: bool = False,
+) -> None:
+    batch, heads, _, queries, keys, *_ = shape
+    mask = options.attn_mask
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+    if factor is not None:
+        factor = factor.expand(batch, heads, queries, 1)
+    inverses = (None, None)
+    if query.is_floating_point():
+        inverses = inverse(grid.query_key_step).contiguous(), inverse(grid.value_step).contiguous()
+    numbers = [tensor.contiguous() for tensor in (grid.multiplier, grid.shift, grid.threshold)]
+    problem = _PROBLEM.pack(
+        *(*shape, _DTYPES[query.dtype], options.is_causal, options.center, options.signed, 0.0),
+        *(*cpu.strided(query), *key, *value, *(_NOTHING if mask is None else cpu.strided(mask)), 0, 0),
+        *(*cpu.strided(output), *(0,) * 22),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in (*inverses, *numbers)),
+        *(*(_NOTHING if factor is None else cpu.strided(factor)), packed),
+    )
+    if _LIBRARY is not None:
+        _check(_LIBRARY.inhibitor_integer_forward(problem, torch.get_num_threads()), keys, heads)
+
+
+def _check(fault: int, keys: int, heads: int) -> None:
+    if fault == _NO_MEMORY:
+        raise MemoryError(f"integer attention: no memory for {keys} keys in {heads} heads")
+    if fault:
+        raise nan_in(_NAN_IN[fault])

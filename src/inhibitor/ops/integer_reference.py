@@ -1,0 +1,91 @@
+"""The integer operator as docs/integer.md specifies it, in plain PyTorch: the truth for every kernel, bit by bit."""
+
+import torch
+from torch import Tensor
+
+from inhibitor.errors import OperatorError
+from inhibitor.ops import masks
+from inhibitor.ops.integer_grid import LARGEST, GridTensors, IntegerOptions, quantize_query_key, quantize_value
+
+_TILE = 1 << 22  # elements of the largest tensor
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: IntegerOptions
+) -> Tensor:
+    """H in int32, or in float32 times a factor; the arguments are those of the registered operator.
+
+    Raises:
+        OperatorError: A number in sight is NaN.
+    """
+    heads, queries = query.shape[1:3]
+    groups, keys = heads // max(key.shape[1], 1), key.shape[2]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    allowed = masks.dense(options.attn_mask, options.is_causal, queries, keys, query.device)
+    allowed = allowed.expand(query.shape[0], heads, queries, keys)
+    if query.is_floating_point():
+        _refuse_nan(query, key, value, allowed)
+        query, key = (quantize_query_key(x, grid.query_key_step) for x in (query, key))
+        value = quantize_value(value, grid.value_step)
+    output = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.int32, device=query.device)
+    rows = max(1, _TILE // max(query.shape[0] * heads * keys * value.shape[3], 1))
+    for first in range(0, queries if output.numel() and keys else 0, rows):
+        part = slice(first, first + rows)
+        z = inhibition(query[:, :, part], key, grid, allowed[:, :, part], options.center)
+        output[:, :, part] = _sum(value, z, allowed[:, :, part], options.signed)
+    return output if factor is None else output.to(torch.float32) * factor
+
+
+def distance(query: Tensor, key: Tensor) -> Tensor:
+    """Σ|q − k| of codes, int32 of shape (batch, heads, queries, keys)."""
+    # Whole numbers below 2²⁴: float32 adds them without rounding.
+    return torch.cdist(query.to(torch.float32), key.to(torch.float32), p=1.0).to(torch.int32)
+
+
+def inhibition(query: Tensor, key: Tensor, grid: GridTensors, allowed: Tensor, center: bool) -> Tensor:
+    """z, int32 in [0, 127] of shape (batch, heads, queries, keys), in steps of the value.
+
+    Args:
+        query: uint8 codes of shape (batch, heads, queries, head_dim).
+        key: uint8 codes of shape (batch, heads, keys, head_dim).
+        grid: Of as many heads, ``IntegerGrid.tensors``.
+        allowed: Boolean, (batch, heads, queries, keys), True = may attend.
+        center: Whether the row's mean is subtracted.
+    """
+    distances = distance(query, key)
+    middle = torch.zeros((), dtype=torch.int64, device=query.device)
+    if center:
+        count = allowed.sum(-1, keepdim=True).clamp(min=1)
+        total = (distances.to(torch.int64) * allowed).sum(-1, keepdim=True)
+        middle = (2 * total + count).div(2 * count, rounding_mode="floor")
+    multiplier, shift, threshold = (
+        tensor.to(torch.int64).view(-1, 1, 1) for tensor in (grid.multiplier, grid.shift, grid.threshold)
+    )
+    middle = (middle - threshold).clamp(-LARGEST, LARGEST)
+    excess = (distances - middle).clamp(0, LARGEST)
+    return ((excess * multiplier) >> shift).clamp(max=127).to(torch.int32)
+
+
+def _sum(value: Tensor, z: Tensor, allowed: Tensor, signed: bool) -> Tensor:
+    """Σ of what is left of the values in sight, int32."""
+    value, z = value.to(torch.int32).clamp(min=-127).unsqueeze(2), z.unsqueeze(-1)
+    left = value.sign() * (value.abs() - z).clamp(min=0) if signed else (value - z).clamp(min=0)
+    return (left * allowed.unsqueeze(-1)).sum(3, dtype=torch.int32)
+
+
+def _refuse_nan(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> None:
+    """Raise where a number in sight is NaN; what no query sees may be anything."""
+    seeing, seen = allowed.any(3), allowed.any(2)
+    for name, tensor, counts in (("query", query, seeing), ("key", key, seen), ("value", value, seen)):
+        if bool((tensor.isnan().any(-1) & counts).any()):
+            raise nan_in(name)
+
+
+def nan_in(name: str) -> OperatorError:
+    """The error for a NaN that some query would see."""
+    return OperatorError(
+        name,
+        expected="numbers",
+        got="NaN where a query sees it",
+        remedy="No integer stands for it: look for the layer that makes it.",
+    )

@@ -1,0 +1,363 @@
+"""The native integer kernels: the reference's bits, for every instruction set that this processor can run."""
+
+import math
+
+import pytest
+import torch
+
+from inhibitor import IntegerGrid, inhibitor_attention_int8
+from inhibitor.errors import OperatorError
+from inhibitor.ops import IntegerCache, cpu, integer_attention, integer_cpu, quantize_query_key, quantize_value
+from tests.ops.cases import SWEEP, Case, mask
+from tests.ops.integer_cases import codes, grid_of
+from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st
+
+pytestmark = pytest.mark.skipif(not integer_cpu.INSTALLED, reason="the package was installed without its kernels")
+NAN = float("nan")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True)
+LARGE = Case(1, 4, 2, 150, 1100, 60, 40, mask="bk")  # several blocks of keys and of rows
+BEYOND = Case(2, 2, 2, 70, 600, 64, 64, is_causal=True)
+
+
+@pytest.fixture(params=integer_cpu.instruction_sets())
+def integer_set(request):
+    """Each instruction set of this build and processor in turn."""
+    with integer_cpu.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads():
+    """Set how many threads PyTorch has; afterwards it has what it had."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def options_of(case: Case, seed: int = 0) -> dict:
+    return {
+        "attn_mask": mask(case, torch.Generator().manual_seed(seed)),
+        "is_causal": case.is_causal,
+        "center": case.center,
+        "signed": case.signed,
+        "enable_gqa": case.key_heads not in (1, case.heads),
+    }
+
+
+def floats_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """Normal query, key and value; the grid of a case clips some of them."""
+    query, key, value = codes(case)
+    return tuple((1.5 * randn(*x.shape, seed=seed)).to(dtype) for seed, x in enumerate((query, key, value)))
+
+
+@pytest.mark.parametrize("case", [*SWEEP, LARGE, BEYOND], ids=str)
+def test_has_the_references_bits(case):
+    query, key, value = codes(case)
+    grid, options = grid_of(case), options_of(case)
+    expected = integer_attention(query, key, value, grid, **options, backend="reference")
+    for name in integer_cpu.instruction_sets():
+        with integer_cpu.using(name):
+            found = integer_attention(query, key, value, grid, **options, backend="cpu")
+        assert found.dtype == torch.int32
+        assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [SMALL, LARGE, *SWEEP[::40]], ids=str)
+def test_puts_floats_on_the_grid_as_the_reference_does(case, dtype):
+    query, key, value = floats_of(case, dtype)
+    grid, options = grid_of(case), options_of(case)
+    rescale = {"eta": 0.7, "length_exponent": 0.5}
+    expected = inhibitor_attention_int8(query, key, value, grid, **rescale, **options, backend="reference")
+    for name in integer_cpu.instruction_sets():
+        with integer_cpu.using(name):
+            found = inhibitor_attention_int8(query, key, value, grid, **rescale, **options, backend="cpu")
+        assert found.dtype == dtype
+        assert torch.equal(found, expected), name
+
+
+def test_every_number_goes_to_the_same_code(integer_set):
+    """All of bfloat16 but NaN, and the halves between codes with their neighbours."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).float()
+    every = every[~every.isnan()]
+    halves = torch.arange(-300.0, 300.0) + 0.5
+    edges = torch.cat([halves, halves.nextafter(torch.tensor(math.inf)), halves.nextafter(torch.tensor(-math.inf))])
+    x = torch.cat([every, edges * 0.03125, torch.zeros(7 * 257)])
+    x = x[: len(x) // 257 * 257].view(1, 1, -1, 257)[..., :256].contiguous()
+    rows = x.shape[2]
+    grid = IntegerGrid.of(0.03125, 0.03125, 1e-30, 0.0, scale=1.0)  # z is 0
+    eye = torch.eye(rows, dtype=torch.bool)
+    found = integer_attention(x, x, x, grid, attn_mask=eye, backend="cpu")  # each query sees one key: the value is left
+    assert torch.equal(found, quantize_value(x, grid.value_step).to(torch.int32))
+    # One key of zeros, a value of ones, a slope of 1 per step: z of one feature is the code's distance from 128.
+    column = x.reshape(1, 1, -1, 1)
+    slope = IntegerGrid.of(0.03125, 1.0, 1.0 / 0.03125, -0.5 / 0.03125 * 0.03125, scale=1.0)
+    zero, large = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 127.0)
+    left = integer_attention(column, zero, large, slope, center=False, backend="cpu")
+    distance = (quantize_query_key(column, slope.query_key_step).int() - 128).abs()
+    assert torch.equal(left, 127 - distance.clamp(max=127))
+
+
+EXTREMES = {
+    "farthest": (0, 255, 127),
+    "nearest": (255, 255, -127),
+    "the value that has no opposite": (0, 0, -128),
+}
+
+
+@pytest.mark.parametrize("center", [True, False], ids=["centred", "uncentred"])
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_the_largest_numbers_overflow_nothing(extreme, center, integer_set):
+    """Distances of 65280, and sums over 2¹⁷ keys of the largest value."""
+    q, k, v = EXTREMES[extreme]
+    query = torch.full((1, 1, 5, 256), q, dtype=torch.uint8)
+    key = torch.full((1, 1, 1, 256), k, dtype=torch.uint8).expand(1, 1, 2**17, 256)
+    value = torch.full((1, 1, 1, 3), v, dtype=torch.int8).expand(1, 1, 2**17, 3)
+    grid = IntegerGrid.of(1.0, 1.0, 2.0**-15, 0.0, scale=1.0)
+    found = integer_attention(query, key, value, grid, center=center, backend="cpu")
+    excess = min(65280 * (q != k) * (not center) + int(grid.threshold), 65535)
+    z = (int(grid.multiplier) * excess) >> int(grid.shift)
+    least = max(v, -127)
+    assert int(grid.threshold) == 16384
+    assert torch.equal(found, torch.full_like(found, 2**17 * (abs(least) - z) * (1 if least > 0 else -1)))
+    assert int(found.abs().max()) < 2**24
+
+
+@pytest.mark.parametrize("threshold", [-(2**18), -65536, -65535, -1, 0, 1, 65535, 65536, 2**18])
+@pytest.mark.parametrize("shift", [*range(8, 20), 31])
+def test_every_shift_and_threshold_has_the_references_bits(shift, threshold, integer_set):
+    case = Case(1, 2, 2, 3, 70, 256, 4)
+    query, key, value = codes(case)
+    key[0, 1, ::3] = query[0, 1, :1]
+    numbers = ([32768, 65535], [shift] * 2, [threshold] * 2)
+    grid = IntegerGrid(torch.ones(2), torch.ones(2), *(torch.tensor(x, dtype=torch.int32) for x in numbers))
+    for center in (True, False):
+        expected = integer_attention(query, key, value, grid, center=center, backend="reference")
+        assert torch.equal(integer_attention(query, key, value, grid, center=center, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("kind", ["codes", "float32", "bfloat16"])
+def test_strides_change_nothing_and_inputs_are_not_written_to(kind, layout, integer_set):
+    tensors = codes(SMALL) if kind == "codes" else floats_of(SMALL, getattr(torch, kind))
+    if kind == "codes" and layout.__name__ == "step_two":  # those two put NaN between the numbers
+        strided = [x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2] for x in tensors]
+    elif kind == "codes" and layout.__name__ == "offset_by_seven":
+        strided = [torch.cat([x.flatten()[:7], x.flatten()])[7:].view(x.shape) for x in tensors]
+    else:
+        strided = [layout(x) for x in tensors]
+    given = options_of(SMALL) | {"attn_mask": options_of(SMALL)["attn_mask"].mT.contiguous().mT}
+    before = [(x.clone(), x._version) for x in strided]
+    found = integer_attention(*strided, grid_of(SMALL), **given, backend="cpu")
+    dense = [x.contiguous() for x in strided]
+    assert torch.equal(found, integer_attention(*dense, grid_of(SMALL), **options_of(SMALL), backend="reference"))
+    assert all(torch.equal(x, y) and x._version == version for x, (y, version) in zip(strided, before, strict=True))
+
+
+@pytest.mark.parametrize("offset", [2**31 - 1, 2**31, 2**31 + 1])
+@pytest.mark.parametrize("number", range(3), ids=["query", "key", "value"])
+def test_rows_beyond_two_to_the_31st_are_found(number, offset, integer_set):
+    tensors = list(codes(Case(1, 1, 1, 3, 3, 4, 4)))
+    grid = IntegerGrid.of(0.02, 0.02, 0.3, 0.5, scale=1.0)
+    expected = integer_attention(*tensors, grid, backend="reference")
+    tensors[number] = beyond_two_to_the_31st(tensors[number], offset)
+    assert torch.equal(integer_attention(*tensors, grid, backend="cpu"), expected)
+
+
+def test_what_no_query_sees_may_be_anything(integer_set):
+    case = Case(2, 4, 2, 9, 40, 16, 8)
+    query, key, value = floats_of(case)
+    allowed = torch.rand(2, 1, 9, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    allowed[..., 3] = allowed[..., 20:] = False
+    allowed[:, :, 4] = False
+    results = []
+    for garbage in (0.0, NAN, math.inf):
+        for tensor in (key, value):
+            tensor[:, :, 3] = tensor[:, :, 20:] = garbage
+        query[:, :, 4] = garbage
+        options = {"attn_mask": allowed, "enable_gqa": True}
+        results.append(integer_attention(query, key, value, grid_of(case), **options, backend="cpu"))
+        expected = integer_attention(query, key, value, grid_of(case), **options, backend="reference")
+        assert torch.equal(results[-1], expected)
+    assert not results[0][:, :, 4].any()
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("number", range(3), ids=["query", "key", "value"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_nan_in_sight_is_refused_by_name(place, number, backend):
+    tensors = [x.clone() for x in floats_of(Case(1, 2, 2, 40, 37, 19, 21))]
+    tensors[number][0, place, place, place] = NAN
+    grid = IntegerGrid.of(0.02, 0.02, torch.ones(2), 0.5, scale=1.0)
+    name = ("query", "key", "value")[number]
+    for chosen in integer_cpu.instruction_sets():
+        with integer_cpu.using(chosen), pytest.raises(OperatorError, match=f"^{name}: expected numbers, got NaN"):
+            integer_attention(*tensors, grid, backend=backend)
+
+
+@pytest.mark.parametrize("case", [LARGE, BEYOND, Case(1, 1, 1, 257, 90, 64, 64, is_causal=True)], ids=str)
+def test_the_number_of_threads_changes_nothing(case, integer_set, threads):
+    query, key, value = floats_of(case)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        for _ in range(3):
+            results.append(integer_attention(query, key, value, grid_of(case), **options_of(case), backend="cpu"))
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+@pytest.mark.parametrize("poison", [127, 0x7FFFFFFF])
+def test_uninitialised_memory_does_not_show(poison, integer_set, monkeypatch):
+    """Neither what results are written to nor what a thread or a cache holds from before."""
+    case = Case(2, 4, 2, 3, 45, 20, 18)
+    query, key, value = codes(case)
+    expected = integer_attention(query, key, value, grid_of(case), enable_gqa=True, backend="cpu")
+    full = [torch.full_like(x, 127) for x in (query, key, value)]
+    empty = torch.empty
+
+    def poisoned(*args, **options):
+        tensor = empty(*args, **options)
+        return tensor.fill_(poison & 0xFF if tensor.dtype == torch.uint8 else poison)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    integer_attention(*full, grid_of(case), enable_gqa=True, backend="cpu")
+    assert torch.equal(integer_attention(query, key, value, grid_of(case), enable_gqa=True, backend="cpu"), expected)
+    cache = IntegerCache(2, 2, 20, 18, grid_of(case))
+    cache.append(key, value)
+    found = cache.attend(query)
+    assert torch.equal(found, expected.float() * grid_of(case).value_step.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("case", [Case(2, 4, 2, 1, 300, 64, 64), Case(1, 3, 3, 5, 70, 20, 33, mask="hqk")], ids=str)
+@pytest.mark.parametrize("pieces", [[300], [1] * 70, [3, 40, 1, 26], [64, 6]], ids=str)
+@pytest.mark.parametrize("kind", ["codes", "float32", "bfloat16"])
+def test_a_cache_gives_what_its_tokens_give(kind, pieces, case, integer_set):
+    query, key, value = codes(case) if kind == "codes" else floats_of(case, getattr(torch, kind))
+    count = min(sum(pieces), case.keys)
+    key, value = key[:, :, :count], value[:, :, :count]
+    cache = IntegerCache(case.batch, case.key_heads, case.head_dim, case.value_dim, grid_of(case))
+    first = 0
+    for piece in pieces:
+        cache.append(key[:, :, first : first + piece], value[:, :, first : first + piece])
+        first += piece
+    assert len(cache) == count
+    given = options_of(case)
+    seen = None if given["attn_mask"] is None else given["attn_mask"][..., :count]
+    rescale = {"eta": 1.3, "length_exponent": 0.5}
+    expected = inhibitor_attention_int8(
+        query, key, value, grid_of(case), **rescale, attn_mask=seen, enable_gqa=True, backend="reference"
+    )
+    assert torch.equal(cache.attend(query, **rescale, attn_mask=seen), expected)
+    unsigned = {"center": False, "signed": False, "attn_mask": seen}
+    expected = inhibitor_attention_int8(query, key, value, grid_of(case), **unsigned, enable_gqa=True)
+    assert torch.equal(cache.attend(query, **unsigned), expected)
+
+
+def test_a_cache_takes_half_the_memory_of_one_in_bfloat16():
+    grid = IntegerGrid.of(0.02, 0.02, torch.ones(12), 0.5, scale=0.125)
+    cache = IntegerCache(1, 12, 64, 64, grid)
+    cache.reserve(8192)
+    key, value = randn(2, 1, 12, 8192, 64).bfloat16()
+    cache.append(key, value)
+    assert cache.nbytes == (key.nbytes + value.nbytes) // 2
+    cache.append(key[:, :, :1], value[:, :, :1])  # room grows by a quarter
+    assert cache.nbytes <= 1.26 * (key.nbytes + value.nbytes) / 2
+
+
+def test_a_cache_written_by_one_instruction_set_is_read_by_another():
+    case = Case(1, 2, 2, 3, 70, 40, 24)
+    query, key, value = codes(case)
+    expected = integer_attention(query, key, value, grid_of(case), backend="reference")
+    for writer in integer_cpu.instruction_sets():
+        cache = IntegerCache(1, 2, 40, 24, grid_of(case))
+        with integer_cpu.using(writer):
+            cache.append(key, value)
+        for reader in integer_cpu.instruction_sets():
+            with integer_cpu.using(reader):
+                found = cache.attend(query) / grid_of(case).value_step.view(-1, 1, 1)
+            assert torch.equal(found.round().int(), expected), (writer, reader)
+
+
+def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
+    grid = IntegerGrid.of(0.02, 0.02, torch.ones(4), 0.5, scale=0.125)
+    for sizes, match in (
+        ((1, 3, 64, 64), "key_heads: expected a number that divides"),
+        ((1, 4, 257, 64), "head_dim: expected 1 to 256"),
+        ((1, 4, 64, 0), "value_dim: expected 1 to 256"),
+    ):
+        with pytest.raises(OperatorError, match=match):
+            IntegerCache(*sizes, grid)
+    cache = IntegerCache(1, 4, 8, 8, grid)
+    good = randn(1, 4, 5, 8)
+    cache.append(good, good)
+    before = cache.attend(good)
+    bad = good.clone()
+    bad[0, 3, 4, 7] = NAN
+    for key, value, match in (
+        (good[:, :2], good, r"key: expected torch.float32 of shape \(1, 4, 5, 8\)"),
+        (good, good[:, :, :4], "value: expected torch.float32 of shape"),
+        (good, good.half(), "value: expected torch.float32 of shape"),
+        (good.int(), good, "key: expected torch.uint8 of shape"),
+        (bad, good, "key: expected numbers, got NaN"),
+        (good, bad, "value: expected numbers, got NaN"),
+    ):
+        with pytest.raises(OperatorError, match=match):
+            cache.append(key, value)
+    assert len(cache) == 5
+    assert torch.equal(cache.attend(good), before)
+    with pytest.raises(OperatorError, match="query: expected floating point or torch.uint8"):
+        cache.attend(good[:, :2])
+    with pytest.raises(OperatorError, match="query: expected numbers, got NaN"):
+        cache.attend(bad)
+    long = good[:, :, :1].expand(1, 4, 2**17, 8)
+    with pytest.raises(OperatorError, match="key: expected 131072 tokens at most, got 131077"):
+        cache.append(long, long)
+
+
+def test_the_operator_passes_pytorchs_own_checks():
+    grid = grid_of(SMALL)
+    factor = torch.ones(3, 4, 17, 1)
+    for tensors in (floats_of(SMALL), codes(SMALL)):
+        for scaled in (None, factor):
+            for backend in ("cpu", "reference"):
+                inputs = (*tensors, *grid.tensors, scaled, None, True, True, True, backend)
+                torch.library.opcheck(torch.ops.inhibitor.integer_attention.default, inputs)
+
+
+def test_runs_in_a_compiled_graph_without_a_break():
+    query, key, value = floats_of(SMALL)
+    grid = grid_of(SMALL)
+
+    def attend(query, key, value):
+        return inhibitor_attention_int8(query, key, value, grid, eta=0.5, length_exponent=0.5, enable_gqa=True)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(query, key, value), attend(query, key, value))
+
+
+@pytest.mark.skipif(cpu.instruction_set() == "portable", reason="there is but one")
+def test_instruction_sets_are_chosen_apart_from_those_of_the_float_kernels():
+    before = integer_cpu.instruction_set()
+    with integer_cpu.using("portable"):
+        assert integer_cpu.instruction_set() == "portable"
+        assert cpu.instruction_set() != "portable"
+    assert integer_cpu.instruction_set() == before == integer_cpu.instruction_sets()[0]
+    with pytest.raises(OperatorError, match="instruction set: expected one of .*portable, got 'avx1024'"):  # noqa: SIM117
+        with integer_cpu.using("avx1024"):
+            pass
+
+
+def test_memory_that_cannot_be_had_is_an_error():
+    query = torch.zeros(1, 1, 9, 1, dtype=torch.uint8)
+    with pytest.raises(MemoryError, match="integer attention: no memory for"):
+        integer_cpu._check(1, 5, 2)
+    assert integer_attention(
+        query, query, query.view(torch.int8), IntegerGrid.of(1.0, 1.0, 1.0, 0.0, scale=1.0)
+    ).shape == (1, 1, 9, 1)

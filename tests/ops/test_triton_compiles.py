@@ -1,0 +1,50 @@
+"""Every Triton kernel becomes machine code for devices that are not here, and its loops hold what they are meant to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor[triton]'")
+
+# The operations of each kernel's loops for each element, and the least share of arithmetic among all of them.
+LOOPS = {"row_means": (2,), "forward": (2, 2), "by_rows": (2, 3, 4), "by_keys": (2, 3, 2, 3)}
+ARITHMETIC = ("FADD", "FFMA", "FMUL")
+LEAST = 0.8
+
+
+@pytest.fixture(scope="module")
+def binaries():
+    """What the compiler made, by device and kernel; in a process of its own, for in this one Triton may interpret."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.triton_binary", "cuda:80", "cuda:90", "gfx942"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = map(json.loads, result.stdout.splitlines())
+    return {(line["on"], line["kernel"]): line for line in lines}
+
+
+@pytest.mark.parametrize("kernel", LOOPS)
+@pytest.mark.parametrize("on", ["cuda:80", "cuda:90"])
+def test_loops_are_arithmetic_and_nothing_is_spilled_in_them(on, kernel, binaries):
+    found = binaries[on, kernel]
+    assert found["registers"] <= 255
+    assert len(found["loops"]) == len(LOOPS[kernel])
+    for loop, per_element in zip(found["loops"], LOOPS[kernel], strict=True):
+        counted = sum(count for name, count in loop.items() if name.partition(".")[0] in ARITHMETIC)
+        assert counted == per_element * 32 * 8  # elements of a thread × steps that are unrolled
+        assert counted / sum(loop.values()) >= LEAST
+        assert not {name for name in loop if name.startswith(("LDL", "STL", "BAR", "LDS", "SHFL"))}
+
+
+@pytest.mark.parametrize("kernel", LOOPS)
+def test_kernels_compile_for_amd(kernel, binaries):
+    assert binaries["gfx942", kernel]["bytes"] > 0
