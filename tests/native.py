@@ -38,6 +38,28 @@ def compile_kernels(sources: Path, name: str, target: Path, *options: str) -> Pa
     return compile_object(sources / "kernels.cpp", target, *defined, *OPTIONS[name], *options)
 
 
+def compile_integers(sources: Path, names: tuple[str, ...], folder: Path, *options: str) -> list[Path]:
+    """The integer kernels of some instruction sets, their driver, and what both need of the float operator's."""
+    targets = [compile_integer(sources, name, folder / f"integer_{name}.o", *options) for name in names]
+    if "avx512" in names:
+        targets.append(compile_integer(sources, "avx512vnni", folder / "integer_avx512vnni.o", *options))
+    defined = tuple(f"-DINHIBITOR_{name.upper()}" for name in names)
+    driver = compile_object(sources / "integer_driver.cpp", folder / "integer_driver.o", *defined, *options)
+    return [*targets, driver]
+
+
+def compile_integer(sources: Path, name: str, target: Path, *options: str) -> Path:
+    """The integer kernels of one instruction set; "avx512vnni" is one of them."""
+    base = name.removesuffix("vnni")
+    defined = (
+        f'-DINHIBITOR_SIMD="simd/{base}.h"',
+        f'-DINHIBITOR_BYTES="simd/integer_{base}.h"',
+        f"-DINHIBITOR_KERNELS={name}_integer_kernels",
+    )
+    vnni = ("-mavx512vnni", "-DINHIBITOR_VNNI") if name != base else ()
+    return compile_object(sources / "integer_kernels.cpp", target, *defined, *OPTIONS[base], *vnni, *options)
+
+
 def compile_driver(sources: Path, names: tuple[str, ...], target: Path, *options: str) -> Path:
     """The driver for some instruction sets; "portable" is always among them."""
     return compile_object(sources / "driver.cpp", target, *(f"-DINHIBITOR_{name.upper()}" for name in names), *options)

@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
 ]
-EXAMPLES = ("inhibitor.ops.attention", "inhibitor.ops.cpu", "inhibitor.models.convert")
+EXAMPLES = (
+    "inhibitor.bench.count",
+    "inhibitor.models.convert",
+    "inhibitor.ops.attention",
+    "inhibitor.ops.cpu",
+    "inhibitor.quantization.calibrate",
+    "inhibitor.quantization.quantize",
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -223,3 +223,10 @@ def test_a_checkpoint_that_lost_its_inhibitor_section_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="inhibitor"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_model_from_a_folder_changes_its_type_too(tiny_bert):
+    model = inhibitor.convert(AutoModel.from_pretrained(tiny_bert))
+    assert model.config.model_type == "inhibitor-bert"
+    with pytest.raises(InhibitorError, match="a converted one"):
+        inhibitor.convert(model)

@@ -48,7 +48,7 @@ def distill(*, layers: int = 6, heads: int = 12, words: int = 20, seed: int = 0)
 
 
 def traced(*, layers: int = 6, seed: int = 0, **options: Any) -> dict[str, Any]:
-    """``distill`` as it is written now: with gradient norms, traces, losses, checkpoints and energy.
+    """``distill`` as it is written now: with gradient norms, traces, heads, positions, losses, checkpoints and energy.
 
     Each layer's unit counts its steps from one and traces that layer; the full stage traces all.
     """
@@ -62,6 +62,9 @@ def traced(*, layers: int = 6, seed: int = 0, **options: Any) -> dict[str, Any]:
             entry["step"] -= first.setdefault(layer, entry["step"]) - 10
             entry |= {"grad_norm": entry["loss"] * rng.lognormvariate(0, 0.3), "learning_rate": 5e-4}
             entry["traces"] = _traces(range(layers) if layer is None else [layer], entry["loss"], rng)
+    heads = len(metrics["parameters"]["full"]["gamma"][0])
+    for state in metrics["states"]:
+        state |= _diagnosis(layers, heads, rng)
     return {**metrics, "energy": {"joules": None, "reason": "zeus is not installed"}}
 
 
@@ -131,6 +134,17 @@ def _traces(layers: Sequence[int], loss: float, rng: random.Random) -> dict[str,
     values = {"context_error": loss, "inhibited": 0.3, "gamma": 0.8, "eta": 1.3, "delta": 1.1, "length_exponent": 0.5}
     drawn = {name: [value * rng.uniform(0.9, 1.1) for _ in layers] for name, value in values.items()}
     return {"layers": list(layers), **drawn}
+
+
+def _diagnosis(layers: int, heads: int, rng: random.Random) -> dict[str, Any]:
+    tops = {"context_error": 0.5, "output_error": 0.3, "inhibited": 1.0, "keys": 30.0, "teacher_keys": 40.0}
+    first = [0, 1, 2, 4, 8, 16, 32]
+    return {
+        "heads": {
+            name: [[top * rng.random() for _ in range(heads)] for _ in range(layers)] for name, top in tops.items()
+        },
+        "positions": {"first": first, "context_error": [[rng.random() for _ in first] for _ in range(layers)]},
+    }
 
 
 def _parameters(layers: int, heads: int, rng: random.Random, spread: float) -> dict[str, list[list[float]]]:

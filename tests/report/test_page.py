@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 from inhibitor.errors import RunError
 from inhibitor.report import summarise, write_report
+from inhibitor.report.heads import TITLES, heads_figure, positions_figure
+from inhibitor.report.look import style
 from inhibitor.report.page import _mirrored, _summary
-from inhibitor.report.records import read_runs
+from inhibitor.report.records import Distill, read_runs
 from inhibitor.report.results import studies, task_table
 
 from . import samples
@@ -85,14 +88,15 @@ def _whole(path: Path, runs: list[Path], figures: int) -> None:
     assert page.tags["details"] == len(runs)
     assert page.tags["table"] == 1 + any("finetune" in (run / "config.yaml").read_text() for run in runs)
     assert not page.tags.keys() & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(r"https?:|//[a-z]|@import|javascript:", page.text)
+    text = re.sub(r"data:image/png;base64,[\w+/=\s]+", "", page.text)  # in which two slashes mean nothing
+    assert not re.search(r"https?:|//[a-z]|@import|javascript:", text)
     assert str(runs[0].parent) not in page.text
     assert max(page.ids.values(), default=0) == 1
     local = {f"#{name}" for name in page.ids} | {f"url(#{name})" for name in page.ids}
     assert all(name in local or name.startswith("data:image/png;base64,") for name in page.references)
 
 
-@pytest.mark.parametrize(("make", "figures"), [(_teacher, 1), (_traced, 5), (_mixture, 5), (_seeds, 1), (_bare, 1)])
+@pytest.mark.parametrize(("make", "figures"), [(_teacher, 1), (_traced, 7), (_mixture, 5), (_seeds, 1), (_bare, 1)])
 def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path], list[Path]], figures: int) -> None:
     runs = make(tmp_path)
     _whole(write_report(runs, tmp_path / "out" / "report.html"), runs, figures)
@@ -101,8 +105,8 @@ def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path],
 def test_every_picture_lies_in_its_run_folder(tmp_path: Path) -> None:
     runs = [samples.write(tmp_path / "e1", samples.traced(layers=12, words=40)), *_teacher(tmp_path)]
     write_report(runs, tmp_path / "report.html")
-    pictures = ["attention.png", "context_error.png", "curves.png", "parameters.png", "traces.png"]
-    assert sorted(path.name for path in runs[0].glob("*.png")) == pictures
+    pictures = ["attention", "context_error", "curves", "heads", "parameters", "positions", "traces"]
+    assert sorted(path.name for path in runs[0].glob("*.png")) == [f"{name}.png" for name in pictures]
     assert [path.name for path in runs[1].glob("*.png")] == ["curves.png"]
     for path in tmp_path.rglob("*.png"):
         content = path.read_bytes()
@@ -218,7 +222,7 @@ def test_a_student_of_another_shape_lacks_errors_only(tmp_path: Path, missing: s
     for state in metrics["states"]:
         state |= {name: [] for name in missing}
     runs = [samples.write(tmp_path / "e1", metrics)]
-    _whole(write_report(runs, tmp_path / "report.html"), runs, figures=5 - (len(missing) > 1))
+    _whole(write_report(runs, tmp_path / "report.html"), runs, figures=7 - (len(missing) > 1))
     (summary,) = _summary(studies(read_runs(runs)))
     assert ("of the hidden states" in summary) is ("hidden_error" not in missing)
     assert ("of the context vectors" in summary) is ("context_error" not in missing)
@@ -240,3 +244,30 @@ def test_dark_colours_stay_apart_from_the_dark_page() -> None:
     assert _mirrored("22262e") > "c0"
     assert _mirrored("d9dce2") < "60"
     assert max(bytes.fromhex(_mirrored("0072b2"))) > 0x90
+
+
+def test_a_map_shows_what_was_measured_layer_by_layer_and_head_by_head() -> None:
+    metrics = Distill.model_validate(samples.traced(layers=3, heads=4))
+    heads = metrics.states[-1].heads
+    with style():
+        figure = heads_figure(metrics)
+    assert heads is not None
+    assert figure is not None
+    shown = {axis.get_title(loc="left"): axis.images[0] for axis in figure.axes if axis.images}
+    for name, title in TITLES.items():
+        assert np.asarray(shown[title].get_array()).tolist() == getattr(heads, name)
+    keys = [shown[TITLES[name]].norm for name in ("keys", "teacher_keys")]
+    assert keys[0].vmax == keys[1].vmax  # one scale for both
+
+
+def test_positions_are_named_by_their_intervals() -> None:
+    metrics = samples.traced(layers=3, heads=4)
+    metrics["student"]["layers"] = [0, 2, 5]
+    figure = positions_figure(Distill.model_validate(metrics))
+    assert figure is not None
+    axis, bar = figure.axes
+    names = [label.get_text() for label in axis.get_xticklabels()]
+    assert names == ["0", "1", "2–3", "4–7", "8–15", "16–31", "32 and on"]
+    expected = metrics["states"][-1]["positions"]["context_error"]
+    assert [list(map(float, line.get_ydata())) for line in axis.lines] == expected  # type: ignore[arg-type]
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["0", "2", "5"]

@@ -43,7 +43,12 @@ def test_refuses_matrices_and_layers_that_do_not_fit(tmp_path: Path) -> None:
     uneven["states"][1]["context_error"].pop()
     lacking = samples.traced()
     lacking["stages"][0]["history"][0]["traces"]["gamma"] *= 2
+    ragged, late = samples.traced(), samples.traced()
+    ragged["states"][0]["heads"]["keys"][2].pop()
+    late["states"][-1]["positions"]["first"].pop()
     for name, metrics, fault in (
+        ("ragged", ragged, "keys has not the same number of heads in every layer"),
+        ("late", late, "context_error has not one value for each of 6 intervals"),
         ("crooked", crooked, "softmax is not 20 x 20"),
         ("uneven", uneven, "context_error"),
         ("lacking", lacking, "gamma has not one value for each of 1 layers"),

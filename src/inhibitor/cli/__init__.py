@@ -24,9 +24,21 @@ def main() -> None:
     checkpoint that the same command goes on from.
     """
     try:
-        from inhibitor.cli import bench, convert, distill, evaluate, finetune, info, report, reproduce
+        from inhibitor.cli import (
+            bench,
+            convert,
+            count,
+            distill,
+            evaluate,
+            finetune,
+            info,
+            publish,
+            quantize,
+            report,
+            reproduce,
+        )
 
-        for verb in (convert, distill, finetune, evaluate, reproduce, report, info):
+        for verb in (convert, distill, finetune, evaluate, quantize, reproduce, publish, report, count, info):
             app.command(name=verb.NAME)(verb.run)
         app.add_typer(bench.app, name=bench.NAME)
         app()

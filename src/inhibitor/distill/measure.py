@@ -10,9 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inhibitor.distill.losses import squared_errors
 from inhibitor.distill.observe import observe, on_teacher, readable
 from inhibitor.distill.teacher import Teacher
-from inhibitor.models.attention import Tapped, contexts, inhibitor_layers
+from inhibitor.models.attention import PARAMETERS, Tapped, contexts, inhibitor_layers
 
-TRACED = ("gamma", "eta", "delta", "length_exponent")
 QUERIES = 32  # at most, on which the share of inhibited values is counted
 
 
@@ -87,7 +86,7 @@ class Trace:
                 traced[f"context_error/{layer}"] = (error / size).item()
             z = attention.inhibition(*_attended(found[layer]))
             traced[f"inhibited/{layer}"] = _inhibited(z, found[layer].value)
-            traced |= {f"{name}/{layer}": getattr(attention, name).mean().item() for name in TRACED}
+            traced |= {f"{name}/{layer}": getattr(attention, name).mean().item() for name in PARAMETERS}
         return traced
 
 
@@ -120,8 +119,8 @@ def step(logs: Mapping[str, Any], layer: int | None) -> dict[str, Any]:
 
 def parameters(student: PreTrainedModel) -> dict[str, list[list[float]]]:
     """γ, η, δ and ρ: a list of heads (or one value) for each converted layer."""
-    layers = [dict(attention.named_parameters()) for attention in inhibitor_layers(student).values()]
-    return {name: [layer[name].tolist() for layer in layers] for name in layers[0]}
+    layers = inhibitor_layers(student).values()
+    return {name: [getattr(attention, name).tolist() for attention in layers] for name in PARAMETERS}
 
 
 @torch.no_grad()

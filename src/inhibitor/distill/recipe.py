@@ -31,6 +31,23 @@ class CalibrationConfig(Config):
     lengths: tuple[int, ...] = (16, 48)
 
 
+class IntegersConfig(Config):
+    """How a stage puts the student on integers and trains it for them.
+
+    The student's attention becomes the integer operator, with gradients straight through its roundings, and its steps
+    are learned. Once in integers, it stays so in the stages that follow.
+
+    Args:
+        attention: Bits of query, key, value and inhibition.
+        linear: Whether the linear layers round their inputs and weights to 8 bits too.
+        sequences: Blocks of text, or rows of the task, that the first steps are found on.
+    """
+
+    attention: Literal[8, 6, 4] = 8
+    linear: bool = True
+    sequences: int = Field(default=256, gt=0)
+
+
 class StageConfig(Config):
     """What every stage is asked.
 
@@ -74,11 +91,13 @@ class WholeModel(StageConfig):
             for each layer that is thrown away afterwards.
         gradient_checkpointing: Whether the backward pass computes each layer anew instead of keeping it in memory.
         compile: Whether the layers of teacher and student go through ``torch.compile``.
+        integers: Quantisation-aware training; None leaves the student's numbers as they are.
     """
 
     projection: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    integers: IntegersConfig | None = None
 
 
 class LayerwiseStage(TextStage):
@@ -232,6 +251,7 @@ class DistillConfig(Config):
         for stage in self.stages:
             if isinstance(stage, TextStage):
                 self._check_text(stage)
+        self._check_integers()
         kinds = {stage.kind for stage in self.stages}
         if {"logits", "task"} <= kinds:
             raise ConfigError(
@@ -256,6 +276,20 @@ class DistillConfig(Config):
                 remedy="Set text.blocks, or leave the cache out.",
             )
         return self
+
+    def _check_integers(self) -> None:
+        whole = [stage for stage in self.stages if isinstance(stage, WholeModel)]
+        if any(stage.integers is not None and stage.compile for stage in whole):
+            raise ConfigError(
+                "integers", expected="a stage without compile", got="compile: true", remedy="Leave one of them out."
+            )
+        if len({(i.attention, i.linear) for i in (stage.integers for stage in whole) if i is not None}) > 1:
+            raise ConfigError(
+                "integers",
+                expected="the same attention and linear in every stage",
+                got="stages that differ",
+                remedy="A student on integers stays on them: make two recipes.",
+            )
 
     def _check_text(self, stage: TextStage) -> None:
         if self.text is None:

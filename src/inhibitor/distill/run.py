@@ -1,6 +1,7 @@
 """One distillation from recipe to report: resumable stage by stage, layer by layer, checkpoint by checkpoint."""
 
 import shutil
+from itertools import islice
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,15 +14,21 @@ from inhibitor.data.labelled import LabelledData, load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.distill import measure, trackers
 from inhibitor.distill.calibrate import calibrate
+from inhibitor.distill.diagnosis import diagnose
+from inhibitor.distill.observe import readable
 from inhibitor.distill.pairing import Pair, load_pair
-from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, TaskStage
-from inhibitor.distill.rows import Material, Rows
+from inhibitor.distill.recipe import AnyStage, CalibrationConfig, DistillConfig, IntegersConfig, TaskStage, WholeModel
+from inhibitor.distill.rows import MEASURE_BATCH, Material, Rows
 from inhibitor.distill.stages import Objective, rehearse, train, units
 from inhibitor.distill.states import States
 from inhibitor.distill.teacher import Cache, Teacher
 from inhibitor.errors import ModelError, RunError, notice
+from inhibitor.evaluate.agreement import PREDICTIONS, as_json
 from inhibitor.evaluate.evaluate import headline, score
 from inhibitor.models.attention import contexts, inhibitor_layers
+from inhibitor.models.config import Int8Config
+from inhibitor.models.int8 import attach_int8
+from inhibitor.quantization import quantize
 from inhibitor.runs import METRICS, Run
 from inhibitor.training import processes
 
@@ -108,10 +115,28 @@ class _Distillation:
         for index, stage in enumerate(self.config.stages):
             repeated = sum(earlier.kind == stage.kind for earlier in self.config.stages[:index])
             name = stage.kind if not repeated else f"{stage.kind}-{repeated + 1}"
+            if isinstance(stage, WholeModel) and stage.integers is not None:
+                self._quantize(stage.integers, index, stage, name)
             if not self._known(name):
                 self._train(index, stage, name)
             self._state(name)
         return self._finish()
+
+    def _quantize(self, integers: IntegersConfig, index: int, stage: AnyStage, name: str) -> None:
+        """Put the student on integers before a stage that trains it for them, and keep that state."""
+        if "int8" not in self.progress:
+            config = Int8Config(
+                attention=integers.attention, linear="fake" if integers.linear else "float", embeddings="float"
+            )
+            rows = self.material.rows(index, stage)
+            chosen = list(islice(rows.dataset, integers.sequences))
+            starts = range(0, len(chosen), MEASURE_BATCH)
+            batches = [rows.collate(chosen[start : start + MEASURE_BATCH]) for start in starts]
+            device = self.processes.device
+            inputs = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+            quantize(self.student, config, [readable(self.student, batch) for batch in inputs])
+            self.progress["int8"] = config.model_dump(mode="json")
+            self._state(f"{name}-rounded")
 
     def _train(self, index: int, stage: AnyStage, name: str) -> None:
         if len(self.progress["stages"]) <= index:
@@ -210,12 +235,15 @@ class _Distillation:
         if self._known(name):
             return
         self.student.requires_grad_(True)
-        errors = measure.errors(self.student, self.teacher, self.material.validation, self.layers)
-        state: dict[str, Any] = {"name": name, **errors}
+        pair, batches = (self.student, self.teacher), self.material.validation
+        errors, diagnosis = measure.errors(*pair, batches, self.layers), diagnose(*pair, batches, self.layers)
+        state: dict[str, Any] = {"name": name, **errors, **diagnosis}
         if self.labelled is not None:
-            state["scores"], _ = score(
+            state["scores"], logits = score(
                 self.student, self.pair.tokenizer, self.labelled.task, self.material.for_student(self.student)
             )
+            if self.processes.is_main_process:  # of the last state, in the end
+                self.run.write_json(PREDICTIONS, as_json(self.labelled, logits))
         self.progress["states"].append(state)
         self.progress["parameters"][name] = measure.parameters(self.student)
         self._save(name)
@@ -246,6 +274,9 @@ class _Distillation:
                 remedy="Put the old weights back, or choose another output.",
             )
         self.progress = progress
+        if "int8" in progress:
+            self.student.config.int8 = progress["int8"]
+            attach_int8(self.student)
         self.states.load(name, self.student)
         return name
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from transformers import (
@@ -22,15 +21,16 @@ from transformers import (
 
 from inhibitor.config import Config
 from inhibitor.data.files import OnBadRow, write_quarantine
-from inhibitor.data.labelled import LabelledData, encode, load_task
+from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import Task, get_task
 from inhibitor.errors import ModelError
-from inhibitor.evaluate.evaluate import Logits, attention_of, check_pair, headline, padding, score
+from inhibitor.evaluate.agreement import PREDICTIONS, as_json
+from inhibitor.evaluate.evaluate import attention_of, check_pair, headline, padding, score
 from inhibitor.models.loading import load_pretrained
 from inhibitor.runs import METRICS, Run
 from inhibitor.training import FiniteTrainer, fit, on_this_machine, processes
 
-CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions.json"
+CHECKPOINTS = "checkpoints"
 
 
 class FinetuneConfig(Config):
@@ -139,7 +139,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if processes().is_main_process:
         model.save_pretrained(run.model)
         tokenizer.save_pretrained(run.model)
-        run.write_json(PREDICTIONS, _predictions(labelled, logits))
+        run.write_json(PREDICTIONS, as_json(labelled, logits))
         run.write_json(METRICS, metrics)
         shutil.rmtree(run.path / CHECKPOINTS)
     processes().wait_for_everyone()
@@ -216,14 +216,3 @@ def _arguments(
         save_strategy="epoch",
         **on_this_machine(),
     )
-
-
-def _predictions(labelled: LabelledData, logits: dict[str, Logits]) -> dict[str, list[dict[str, Any]]]:
-    labels = {split.name: split.rows["label"] for split in labelled.splits.values()}
-    return {
-        name: [
-            {"row": row, "label": label, "logits": values}
-            for row, (label, values) in enumerate(zip(labels[name], np.round(rows, 5).tolist(), strict=True))
-        ]
-        for name, rows in logits.items()
-    }

@@ -2,3 +2,4 @@
 
 from inhibitor.models import classes as classes
 from inhibitor.models.config import InhibitorConfig as InhibitorConfig
+from inhibitor.models.config import Int8Config as Int8Config

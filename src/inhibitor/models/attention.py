@@ -20,6 +20,7 @@ from inhibitor.ops.reference import inhibition
 
 NAME = "inhibitor"
 TEACHER = "inhibitor-teacher"  # softmax through SDPA, with taps
+PARAMETERS = ("gamma", "eta", "delta", "length_exponent")
 
 
 class InhibitorAttention(nn.Module):
@@ -34,8 +35,8 @@ class InhibitorAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the initial values of the configuration."""
-        for name, parameter in self.named_parameters():
-            nn.init.constant_(parameter, getattr(self.config, name))
+        for name in PARAMETERS:
+            nn.init.constant_(getattr(self, name), getattr(self.config, name))
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float

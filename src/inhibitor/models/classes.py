@@ -3,10 +3,12 @@
 A converted BERT saves itself as ``inhibitor-bert``. ``AutoModel*.from_pretrained`` then finds an inhibitor model
 after ``import inhibitor``, and fails on an unknown type without it: it can never come back as a softmax model.
 Configurations are registered at import; model classes when the first such configuration is made, so that
-``import inhibitor`` loads no model code.
+``import inhibitor`` loads no model code. A published student (``inhibitor publish``) loads by the same call, and its
+teacher with it.
 """
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
@@ -59,6 +61,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
     """The inhibitor form of an architecture: ``InhibitorBertModel`` for ``BertModel``."""
     from inhibitor.models.attention import NAME, InhibitorAttention
     from inhibitor.models.convert import attach
+    from inhibitor.models.int8 import attach_int8
 
     def refuse_other(attn_implementation: Any) -> None:
         if attn_implementation not in (None, NAME):
@@ -74,6 +77,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         config._attn_implementation = NAME
         architecture.__init__(self, config, *args, **kwargs)
         attach(self)
+        attach_int8(self)
 
     def _init_weights(self: Any, module: Any) -> None:
         if isinstance(module, InhibitorAttention):
@@ -84,11 +88,24 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         refuse_other(attn_implementation)
 
+    def from_pretrained(cls: Any, /, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        from inhibitor.models.difference import is_difference, read_difference
+
+        if name is None or not is_difference(Path(name)):
+            return architecture.from_pretrained.__func__(cls, name, *args, config=config, **kwargs)
+        config = config or cls.config_class.from_pretrained(name)
+        weights = read_difference(Path(name))
+        found = architecture.from_pretrained.__func__(cls, None, *args, config=config, state_dict=weights, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        model.config._name_or_path = str(name)  # from which a pipeline takes the tokenizer
+        return found
+
     members = {
         "__doc__": f"{architecture.__name__} with inhibitor attention.",
         "__module__": __name__,
         "__init__": __init__,
         "_init_weights": _init_weights,
+        "from_pretrained": classmethod(from_pretrained),
         "set_attn_implementation": set_attn_implementation,
         "config_class": config_class(architecture.config_class.model_type),
     }

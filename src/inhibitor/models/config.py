@@ -1,4 +1,4 @@
-"""What inhibitor attention a converted model has; stored in its ``config.json`` under ``inhibitor``."""
+"""What attention a converted model has, and which of its parts are integers; stored in its ``config.json``."""
 
 from typing import Literal
 
@@ -30,3 +30,20 @@ class InhibitorConfig(Config):
     length_exponent: float = Field(default=1.0, allow_inf_nan=False)
     center: bool = True
     signed: bool = True
+
+
+class Int8Config(Config):
+    """What ``quantize`` turns into integers; stored in ``config.json`` under ``int8``.
+
+    Args:
+        attention: Bits of query, key, value and inhibition in the layers with inhibitor attention. 8 is what the
+            kernels are made for; 6 and 4 run on the same kernels, with fewer codes, for research.
+        linear: Whether the projections and feed-forward layers multiply in int8: weights with a scale for each output,
+            inputs with a fixed step for each feature. The pooler and the head stay as they are. ``"fake"`` is the
+            form for training: the same numbers in float32, rounded on the way.
+        embeddings: Whether embedding tables are kept in int8, with a scale for each row.
+    """
+
+    attention: Literal[8, 6, 4] = 8
+    linear: Literal["int8", "fake", "float"] = "int8"
+    embeddings: Literal["int8", "float"] = "int8"

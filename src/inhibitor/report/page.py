@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from inhibitor.errors import RunError
 from inhibitor.report import plots
+from inhibitor.report.disagreement import disagreements, pairs
 from inhibitor.report.records import Distill, Energy, Finetune, Folder, Stage, read_runs
 from inhibitor.report.results import STATES, TASKS, Study, results_table, retention, short, studies, task_table, tasks
 from inhibitor.report.tables import Table, number, plain, to_html
@@ -25,6 +26,10 @@ CAPTIONS = {
     " of γ, η, δ and ρ.",
     "context_error.png": "Squared error relative to the teacher, layer by layer, at each step of the recipe: of the"
     " attention's context vectors and of the hidden states. Lower is closer to the teacher.",
+    "heads.png": "The finished student, head by head: the squared error relative to the teacher, of context vectors and"
+    " of what the output projection makes of them; the share of value entries in sight that inhibition sets to zero;"
+    " the effective number of keys in a query's context, the exponential of the entropy of their shares in it.",
+    "positions.png": "The finished student's error of context vectors by the position of their query.",
     "parameters.png": "What training made of the inhibitor's own parameters. A point is a head, a dash the mean of a"
     " layer.",
 }
@@ -58,9 +63,11 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     if output.is_dir():
         raise RunError(str(output), expected="a file to write", got="a folder", remedy="Add a name, e.g. report.html.")
     found = studies(read)
+    differing = disagreements(pairs(found, read))
     svg = Svg()
     sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
     sections += [_finetuned(task, found, svg) for task in tasks(found)]
+    sections.append(section(differing))
     for folder in read.finetunings:
         _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})})
     results = results_table(found)
@@ -77,6 +84,12 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)
     return output
+
+
+def section(compared: Sequence[Table]) -> str:
+    """The part of a page about rows that teacher and student judge differently; nothing where none were compared."""
+    tables = "\n".join(map(to_html, compared))
+    return f"<section><h2>Where teacher and student differ</h2>\n{tables}</section>" if compared else ""
 
 
 def _summary(found: Sequence[Study]) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from inhibitor.bench.results import Measurement
 from inhibitor.report.course import course, curves_figure, traces_figure
+from inhibitor.report.heads import heads_figure, positions_figure
 from inhibitor.report.look import COLOURS, INK, PARAMETERS, labelled, limits, style, to_png, to_svg
 from inhibitor.report.records import Attention, Distill, Finetune
 from inhibitor.report.results import STATES, TASKS
@@ -31,6 +32,8 @@ def distill_figures(metrics: Distill) -> dict[str, Figure]:
             "curves.png": curves_figure(run),
             "traces.png": traces_figure(run),
             "context_error.png": _errors(metrics),
+            "heads.png": heads_figure(metrics),
+            "positions.png": positions_figure(metrics),
             "parameters.png": _parameters(metrics),
             "attention.png": _attention(metrics.attention) if metrics.attention else None,
         }

@@ -20,6 +20,36 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class Heads(_Record):
+    """The student's attention by converted layer and head, beside the teacher's; see ``distill.diagnosis``."""
+
+    context_error: Matrix = []
+    output_error: Matrix = []
+    inhibited: Matrix = []
+    keys: Matrix = []
+    teacher_keys: Matrix = []
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for name in type(self).model_fields:
+            if len({len(row) for row in getattr(self, name)}) > 1 or [] in getattr(self, name):
+                raise ValueError(f"{name} has not the same number of heads in every layer")
+        return self
+
+
+class Positions(_Record):
+    """The context error by converted layer and interval of positions, each named by the first one in it."""
+
+    first: list[int] = []
+    context_error: Matrix = []
+
+    @model_validator(mode="after")
+    def _one_for_each_interval(self) -> Self:
+        if any(len(errors) != len(self.first) for errors in self.context_error):
+            raise ValueError(f"context_error has not one value for each of {len(self.first)} intervals")
+        return self
+
+
 class State(_Record):
     """The student at one point of the recipe: relative squared errors against the teacher, per layer.
 
@@ -28,7 +58,10 @@ class State(_Record):
 
     name: str
     context_error: list[float] = []
+    output_error: list[float] = []
     hidden_error: list[float] = []
+    heads: Heads | None = None
+    positions: Positions | None = None
 
 
 class Traces(_Record):
@@ -116,10 +149,11 @@ class Energy(_Record):
 
 
 class Distill(_Record):
-    """Metrics of a task-agnostic distillation."""
+    """Metrics of a distillation; of one on a task, its name too."""
 
     kind: Literal["distill"]
     teacher: str
+    task: str | None = None
     student: Student = Student()
     seed: int
     states: list[State] = Field(min_length=1)
@@ -130,7 +164,7 @@ class Distill(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in ("context_error", "hidden_error"):
+        for name in ("context_error", "output_error", "hidden_error"):
             if len({len(getattr(state, name)) for state in self.states}) > 1:
                 raise ValueError(f"{name} has not the same number of layers in every state")
         if len({state.name for state in self.states}) < len(self.states):

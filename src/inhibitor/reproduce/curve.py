@@ -4,18 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
-
 from inhibitor.data.tasks import TASKS as ORDER
 from inhibitor.errors import ConfigError
-from inhibitor.report.look import COLOURS, INK, labelled, style
 from inhibitor.report.results import TASKS
-from inhibitor.report.tables import MISSING, Table, number
+from inhibitor.report.tables import MISSING, Table
 from inhibitor.reproduce.accuracy import Record, read
 from inhibitor.reproduce.tables import columns, overall, per_cent
-
-MARKERS = "os^vPXd<>*"
 
 
 @dataclass(frozen=True)
@@ -82,37 +76,14 @@ def curve_table(found: Sequence[Point]) -> Table:
     return Table("Retention against tokens of text", ["tokens", *names], rows, notes if len(shared) > 1 else ())
 
 
-def curve_figure(found: Sequence[Point]) -> Figure:
-    """Retention against tokens: a line for each task, and a thick one over those that every student has."""
+def curve_lines(found: Sequence[Point]) -> dict[str, list[tuple[int, float]]]:
+    """(tokens, retention) by the name of a task, and under "together" over those that every student has."""
     tasks, shared = _tasks(found)
-    with style():
-        figure = Figure(figsize=(7, 3.5))
-        axis = figure.subplots()
-        for number_, task in enumerate(tasks):
-            mine = [(point.tokens, point.over([task])) for point in found if task in point.scores]
-            axis.plot(
-                *_line(mine),
-                color=COLOURS[number_ % len(COLOURS)],
-                marker=MARKERS[number_ % len(MARKERS)],
-                lw=1,
-                label=TASKS.get(task, task),
-            )
-        if len(shared) > 1:
-            mine = [(point.tokens, point.over(shared)) for point in found]
-            axis.plot(*_line(mine), color=INK, marker="o", lw=2.5, label="together")
-        axis.axhline(100, color=INK, lw=0.8, ls=":")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{number(tokens / 1e6)} M"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        labelled(axis, "E1: retention against tokens of text", "tokens of text", "retention, per cent")
-        axis.set_xticks([point.tokens for point in found])
-        figure.legend(loc="outside right upper")
-    return figure
-
-
-def _line(values: Iterable[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
-    known = [(tokens, value) for tokens, value in values if value is not None]
-    return [tokens for tokens, _ in known], [value for _, value in known]
+    groups = {TASKS.get(task, task): [task] for task in tasks} | ({"together": shared} if len(shared) > 1 else {})
+    return {
+        name: [(point.tokens, kept) for point in found if (kept := point.over(group)) is not None]
+        for name, group in groups.items()
+    }
 
 
 def _tasks(found: Sequence[Point]) -> tuple[list[str], list[str]]:

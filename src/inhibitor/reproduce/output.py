@@ -1,4 +1,7 @@
-"""The tables as files: JSON, Markdown, LaTeX and one HTML page, all made of ``accuracy.jsonl``."""
+"""The tables as files: JSON, Markdown, LaTeX and one HTML page, all made of ``accuracy.jsonl``.
+
+The page also shows what students get wrong and their teachers right, from the predictions of those runs that are there.
+"""
 
 import html
 import json
@@ -7,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inhibitor.report.page import PAGE, Svg
+from inhibitor.report.curve import curve_figure
+from inhibitor.report.disagreement import Pair, disagreements
+from inhibitor.report.page import PAGE, Svg, section
 from inhibitor.report.tables import Table, plain, to_html, to_markdown
 from inhibitor.reproduce.accuracy import Record
-from inhibitor.reproduce.curve import Point, curve_figure, curve_table, points
-from inhibitor.reproduce.tables import as_json, tables
+from inhibitor.reproduce.curve import Point, curve_lines, curve_table, points
+from inhibitor.reproduce.plan import final
+from inhibitor.reproduce.tables import LABELS, as_json, tables
 from inhibitor.runs import CONFIG, VERSIONS, versions, write_text
 
 RESULTS = "results"
@@ -34,7 +40,7 @@ def write_results(records: Sequence[Record], folder: Path, others: Sequence[Sequ
         "json": json.dumps(as_json(records) | _as_json(curve), indent=2, ensure_ascii=False) + "\n",
         "md": "\n".join([f"# {TITLE}\n", *map(to_markdown, found)]),
         "tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, found)),
-        "html": _page(found, folder, curve),
+        "html": _page(records, found, folder, curve),
     }
     for suffix, text in texts.items():
         write_text(folder / f"{RESULTS}.{suffix}", text)
@@ -75,10 +81,25 @@ def _as_json(curve: Sequence[Point]) -> dict[str, Any]:
     return {"curve": [{"tokens": point.tokens, "scores": dict(point.scores)} for point in curve]} if curve else {}
 
 
-def _page(found: Sequence[Table], folder: Path, curve: Sequence[Point]) -> str:
+def _pairs(records: Sequence[Record], folder: Path) -> list[Pair]:
+    """The runs of each experiment with that of the teacher, of the same task and seed."""
+    return [
+        Pair(
+            record.task,
+            LABELS[record.experiment],
+            record.seed,
+            folder / final("e0", record.task, record.seed),
+            folder / final(record.experiment, record.task, record.seed),
+        )
+        for record in sorted(records, key=lambda record: record.key)
+        if record.experiment != "e0"
+    ]
+
+
+def _page(records: Sequence[Record], found: Sequence[Table], folder: Path, curve: Sequence[Point]) -> str:
     svg = Svg()
     caption = "E1's students, each distilled on another amount of text; the teacher is 100."
-    picture = svg.figure(curve_figure(curve), caption) if curve else ""
+    picture = svg.figure(curve_figure(curve_lines(curve)), caption) if curve else ""
     texts = "".join(
         f"<h3>{name}</h3><pre>{html.escape(_lines(folder / name))}</pre>"
         for name in (CONFIG, VERSIONS)
@@ -89,7 +110,7 @@ def _page(found: Sequence[Table], folder: Path, curve: Sequence[Point]) -> str:
         colours=svg.colours() if curve else "",
         summary="",
         tables="\n".join(map(to_html, found)),
-        sections=picture,
+        sections=f"{picture}\n{section(disagreements(_pairs(records, folder)))}",
         details=f"<details><summary>The grid</summary>{texts}</details>",
         version=html.escape(versions()["inhibitor"]),
     )

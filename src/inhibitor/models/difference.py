@@ -1,0 +1,118 @@
+"""A student on disk as its difference from the teacher: what is the same is left out, the rest takes two bytes each.
+
+``difference.safetensors`` holds tensors of the base model, without a head:
+
+=====================================  ======================================
+where teacher and student have         the file has
+=====================================  ======================================
+a tensor of the same bits              nothing, but its name in the header
+a tensor of the same shape             student − teacher in bfloat16
+no such tensor (γ, η, δ, ρ)            the student's, in its own dtype
+=====================================  ======================================
+
+The header names the teacher, and the SHA-256 of the ``model.safetensors`` that was subtracted. A difference is small,
+so rounding it loses less than rounding the weights themselves would.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from inhibitor.errors import ModelError
+from inhibitor.models.loading import DIFFERENCE, WEIGHTS, load_pretrained, weights_sha256
+
+FORMAT = "1"
+
+
+def is_difference(folder: Path) -> bool:
+    """Whether a folder holds a published student, and not weights that were saved into it later."""
+    return (folder / DIFFERENCE).is_file() and not any((folder / name).is_file() for name in WEIGHTS)
+
+
+def write_difference(student: PreTrainedModel, teacher: str, folder: Path) -> list[str]:
+    """Write ``difference.safetensors``.
+
+    Args:
+        student: A base model in float32; with a head, only its base model is written.
+        teacher: As ``load_pretrained`` takes it; it is looked for under this name again when the student is loaded.
+        folder: Where the file goes.
+
+    Returns:
+        The names of the tensors that the student shares with its teacher, which the file leaves out.
+
+    Raises:
+        ModelError: The teacher cannot be loaded, or its weights are not one ``model.safetensors``.
+    """
+    digest, theirs = weights_sha256(teacher), _weights(teacher)
+    tensors, equal = {}, []
+    for name, tensor in student.base_model.state_dict().items():
+        ours = tensor.detach().cpu()
+        if name not in theirs or theirs[name].shape != ours.shape:
+            tensors[name] = ours.contiguous()
+        elif torch.equal(ours, theirs[name]):
+            equal.append(name)
+        else:
+            tensors[name] = (ours - theirs[name]).to(torch.bfloat16).contiguous()
+    header = {"format": FORMAT, "teacher": teacher, "sha256": digest, "equal": json.dumps(equal)}
+    save_file(tensors, folder / DIFFERENCE, metadata=header)
+    return equal
+
+
+def read_difference(folder: Path) -> dict[str, Tensor]:
+    """The student's weights in float32: the teacher's, with the difference added.
+
+    Args:
+        folder: With a ``difference.safetensors``.
+
+    Raises:
+        ModelError: The file says nothing of a teacher, or the teacher cannot be loaded or has other weights.
+    """
+    path = folder / DIFFERENCE
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    try:
+        teacher, digest, equal = header["teacher"], header["sha256"], json.loads(header["equal"])
+        known = header["format"] == FORMAT
+    except (KeyError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ModelError(
+            str(path),
+            expected=f"a difference of format {FORMAT}, with its teacher in the header",
+            got=f"format {header.get('format', 'unknown')}",
+            remedy="Publish the student anew, or update inhibitor.",
+        )
+    found = weights_sha256(teacher)
+    if found != digest:
+        raise ModelError(
+            f"{path}: its teacher {teacher}",
+            expected=f"weights with the SHA-256 {digest}",
+            got=found,
+            remedy="Get the teacher that the student was made from; another one gives another model.",
+        )
+    theirs = _weights(teacher)
+    lacking = sorted(name for name in equal if name not in theirs)
+    if lacking:
+        raise ModelError(
+            f"{path}: its teacher {teacher}",
+            expected=f"a tensor {lacking[0]}",
+            got="none",
+            remedy="Use the version of transformers that the student's config.json names.",
+        )
+    return {name: theirs[name] for name in equal} | {
+        name: theirs[name] + tensor.float() if name in theirs and theirs[name].shape == tensor.shape else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _weights(teacher: str) -> dict[str, Tensor]:
+    """The weights that a teacher's files hold, of its base model, in float32."""
+    model, loading = load_pretrained(AutoModel, teacher, dtype=torch.float32, output_loading_info=True)
+    weights: dict[str, Tensor] = model.state_dict()
+    return {name: tensor for name, tensor in weights.items() if name not in loading["missing_keys"]}

@@ -1,0 +1,323 @@
+"""The integer parts of a model: attention, linear layers, embeddings; made empty here, filled by ``quantize``."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inhibitor.errors import ModelError
+from inhibitor.models.attention import NAME, InhibitorAttention, inhibitor_layers
+from inhibitor.models.config import InhibitorConfig, Int8Config
+from inhibitor.models.families import attention_modules, layer_modules
+from inhibitor.ops.integer import inhibitor_attention_int8
+from inhibitor.ops.integer_grid import IntegerGrid, inverse, quantize_query_key, quantize_value
+
+INT8 = "int8"
+Kind = Literal["attention", "linear", "embeddings"]
+_ROWS = 128  # put on the grid at a time: what they need between stays in the cache
+
+
+class IntegerInhibitorAttention(InhibitorAttention):
+    """Inhibitor attention by the integer operator, trainable: the gradients are those of the float operator.
+
+    The forward pass is ``inhibitor_attention_int8`` whether it trains or not. In the backward pass, query, key and
+    value are what their codes stand for, rounding passes gradients straight through, clipping stops them, and the steps
+    are learned like weights (LSQ, arXiv 1902.08153), by their logarithm (arXiv 1903.08066), so that they stay above 0.
+
+    Args:
+        config: As for ``InhibitorAttention``.
+        heads: Of the layer.
+        bits: Of query, key and value.
+    """
+
+    def __init__(self, config: InhibitorConfig, heads: int, bits: int) -> None:
+        super().__init__(config, heads)
+        self.bits = bits
+        self.log2_query_key_step, self.log2_value_step = (nn.Parameter(torch.zeros(heads)) for _ in range(2))
+
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """The steps of query and key, and of the value: float32 of shape (heads,) each."""
+        # In float64: float32's exp2 may differ in the last bit with an element's place in memory.
+        query_key, value = (
+            torch.exp2(log2.double()).float() for log2 in (self.log2_query_key_step, self.log2_value_step)
+        )
+        return query_key, value
+
+    def grid(self, scale: float) -> IntegerGrid:
+        """The grid that γ, δ and the steps give, for a factor of the distance."""
+        return IntegerGrid.of(*self.steps(), self.gamma, self.delta, scale)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+    ) -> Tensor:
+        """Context of shape (batch, heads, queries, value_dim)."""
+        exact = self._exact(query, key, value, attn_mask, is_causal, scale)
+        if not torch.is_grad_enabled():
+            return exact
+        low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
+        query_key_step, value_step = self.steps()
+        query, key = (_on_grid(x, query_key_step, low, high) for x in (query, key))
+        smooth = super().forward(query, key, _on_grid(value, value_step, -high, high), attn_mask, is_causal, scale)
+        result: Tensor = _ValueOfOneGradientOfOther.apply(exact, smooth)  # type: ignore[no-untyped-call]
+        return result
+
+    def _exact(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+    ) -> Tensor:
+        grid, dtype = self.grid(scale), query.dtype
+        if self.bits != 8:
+            query, key = (quantize_query_key(x, grid.query_key_step, self.bits) for x in (query, key))
+            value = quantize_value(value, grid.value_step, self.bits)
+        return inhibitor_attention_int8(
+            query.detach(),
+            key.detach(),
+            value.detach(),
+            grid,
+            eta=self.eta.detach(),
+            length_exponent=self.length_exponent.detach(),
+            center=self.config.center,
+            signed=self.config.signed,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+        ).to(dtype)
+
+
+class _ValueOfOneGradientOfOther(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, smooth: Tensor) -> Tensor:
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+def _on_grid(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """What the codes of x stand for; rounding passes gradients to x and to the step, clipping to the step alone."""
+    step = step.view(-1, 1, 1)
+    return (_straight_through((x.float() * inverse(step)).clamp(low, high)) * step).to(x.dtype)
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise ModelError(
+            "an int8 linear layer",
+            expected="inference",
+            got="a gradient to pass on",
+            remedy="Train for integers with the float model (`integers` in a recipe), and quantize it afterwards.",
+        )
+
+
+class Int8Linear(nn.Module):
+    """A linear layer that multiplies unsigned inputs of 8 bits and signed weights of 8 bits, by oneDNN.
+
+    The codes of an input are ``clamp(round(x · multiplier) + zero_point, 0, 255)``, with a multiplier for each feature:
+    large features then take no resolution from small ones, and no row depends on its neighbours or its padding.
+
+    Args:
+        in_features: Of the input.
+        out_features: Of the output.
+        bias: Whether one is added.
+    """
+
+    multiplier: Tensor
+    zero_point: Tensor
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("multiplier", torch.ones(in_features))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._packed: tuple[tuple[int, int], Tensor, int, Tensor] | None = None
+
+    @torch.no_grad()
+    def fill(self, linear: nn.Linear, multiplier: Tensor, zero_point: Tensor) -> None:
+        """Take over a float layer's weights, for inputs on a grid."""
+        weight, scale = folded(linear.weight, multiplier)
+        for mine, given in (("multiplier", multiplier), ("zero_point", zero_point), ("scale", scale)):
+            getattr(self, mine).copy_(given)
+        self.weight.copy_(weight.round())
+        if self.bias is not None:
+            self.bias.copy_(linear.bias)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The codes of rows x, (rows, in_features) floating point, as uint8."""
+        zero_point = self._pack()[2]
+        codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+        for rows, written in zip(torch.split(x, _ROWS), torch.split(codes, _ROWS), strict=True):
+            written.copy_(torch.mul(rows, self.multiplier).round_().add_(zero_point).clamp_(0, 255))
+        return codes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, out_features) in x's dtype, for x of shape (…, in_features)."""
+        _, packed, zero_point, offsets = self._pack()
+        rows = x.reshape(-1, self.in_features).float()
+        output: Tensor = torch.ops.onednn.qlinear_pointwise(
+            self.codes(rows), 1.0, zero_point, packed, self.scale, offsets, self.bias,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        output = output.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return _NoGradient.apply(output, x) if torch.is_grad_enabled() else output  # type: ignore[no-any-return, no-untyped-call]
+
+    def _pack(self) -> tuple[tuple[int, int], Tensor, int, Tensor]:
+        """The weight in oneDNN's layout and the zero point as a number; made anew when the weight has changed."""
+        version = 0 if self.weight.is_inference() else self.weight._version  # PyTorch counts no changes of those
+        state = (self.weight.data_ptr(), version)
+        if self._packed is None or self._packed[0] != state:
+            if self.weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
+                raise ModelError(
+                    "int8 linear layers",
+                    expected="a CPU, and a PyTorch with oneDNN",
+                    got=f"device {self.weight.device}",
+                    remedy="Quantize with linear='float' for this machine.",
+                )
+            packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+            offsets = torch.zeros(self.out_features, dtype=torch.int32)
+            self._packed = (state, packed, int(self.zero_point), offsets)
+        return self._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # a copy packs its own
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class FakeInt8Linear(nn.Linear):
+    """The form of ``Int8Linear`` for training: the same codes and weights in float32, rounding straight through.
+
+    Args:
+        in_features: Of the input.
+        out_features: Of the output.
+        bias: Whether one is added.
+    """
+
+    multiplier: Tensor
+    zero_point: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.register_buffer("multiplier", torch.ones(in_features))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+
+    @torch.no_grad()
+    def fill(self, linear: nn.Linear, multiplier: Tensor, zero_point: Tensor) -> None:
+        """Take over a float layer's weights, for inputs on a grid."""
+        self.load_state_dict({**linear.state_dict(), "multiplier": multiplier, "zero_point": zero_point})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, out_features), for x of shape (…, in_features)."""
+        codes = _straight_through((x * self.multiplier).clamp(-self.zero_point, 255 - self.zero_point))
+        weight, scale = folded(self.weight, self.multiplier)
+        return nn.functional.linear(codes, _straight_through(weight) * scale.unsqueeze(1), self.bias)
+
+
+def folded(weight: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight for inputs times ``multiplier``, in steps of a scale for each output, which brings it to ±127."""
+    weight = weight / multiplier
+    scale = (weight.detach().abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return weight / scale.unsqueeze(1), scale
+
+
+def _straight_through(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+class Int8Embedding(nn.Module):
+    """An embedding table in int8 with a scale for each row.
+
+    Args:
+        num_embeddings: Rows.
+        embedding_dim: Their size.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.register_buffer("weight", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(num_embeddings, 1))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(…, embedding_dim) in float32, for integers of shape (…)."""
+        return self.weight[indices] * self.scale[indices]
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[tuple[Kind, str, Any]]:
+    """The kind, path and module of each part that ``config`` turns into integers and that is none yet."""
+    names = {module: name for name, module in model.named_modules()}
+    for attention in inhibitor_layers(model).values():
+        if not isinstance(attention, IntegerInhibitorAttention):
+            yield "attention", names[attention], attention
+    if config.embeddings == "int8":
+        for module in model.base_model.modules():
+            if isinstance(module, nn.Embedding):
+                yield "embeddings", names[module], module
+    if config.linear != "float":
+        done = FakeInt8Linear if config.linear == "fake" else ()
+        for layer in layer_modules(model):
+            for module in layer.modules():
+                if isinstance(module, nn.Linear) and not isinstance(module, done):
+                    yield "linear", names[module], module
+
+
+def empty(kind: Kind, module: Any, config: Int8Config, heads: int) -> nn.Module:
+    """The integer part that takes a module's place, of its shape and on its device; attention keeps its parameters."""
+    with torch.device(next(module.parameters()).device):
+        match kind:
+            case "attention":
+                made = IntegerInhibitorAttention(module.config, heads, config.attention)
+                made.load_state_dict(module.state_dict(), strict=False)
+                return made
+            case "linear":
+                form = FakeInt8Linear if config.linear == "fake" else Int8Linear
+                return form(module.in_features, module.out_features, module.bias is not None)
+            case _:
+                return Int8Embedding(module.num_embeddings, module.embedding_dim)
+
+
+def attach_int8(model: PreTrainedModel) -> None:
+    """Put empty integer parts in the places that ``model.config.int8`` names, if it names any; weights come after.
+
+    Raises:
+        ConfigError: What is written there is not an ``Int8Config``.
+        ModelError: Another dtype than float32 was asked for: scales must not be rounded.
+    """
+    values = getattr(model.config, INT8, None)
+    if values is None:
+        return
+    config = Int8Config.parse(values, source=INT8)
+    if torch.get_default_dtype() != torch.float32:
+        raise ModelError(
+            "dtype",
+            expected="float32 for what is not int8",
+            got=str(torch.get_default_dtype()),
+            remedy="Load an int8 model with dtype=torch.float32.",
+        )
+    for kind, path, module in list(parts(model, config)):
+        model.set_submodule(path, empty(kind, module, config, model.config.num_attention_heads))
+
+
+def integer_layers(model: nn.Module) -> dict[int, IntegerInhibitorAttention]:
+    """The layers of a model that have integer attention, by index."""
+    found = ((index, getattr(module, NAME, None)) for index, module in enumerate(attention_modules(model)))
+    return {index: attention for index, attention in found if isinstance(attention, IntegerInhibitorAttention)}

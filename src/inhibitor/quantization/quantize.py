@@ -1,0 +1,110 @@
+"""``quantize``: put a model's parts on integers, in place, with steps found on a few hundred sentences."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from inhibitor.errors import ModelError
+from inhibitor.models.attention import inhibitor_layers
+from inhibitor.models.config import Int8Config
+from inhibitor.models.families import PREFIX
+from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, integer_layers, parts
+from inhibitor.quantization.calibrate import calibrate_attention, fill_embedding, input_grid
+from inhibitor.quantization.samples import collect
+
+
+def quantize(
+    model: PreTrainedModel, config: Int8Config | None, batches: Iterable[Mapping[str, Tensor]]
+) -> PreTrainedModel:
+    """Turn a float inhibitor model's attention, linear layers and embeddings into integers.
+
+    Steps that quantisation-aware training has learned are kept. ``save_pretrained`` then writes int8 weights, and
+    ``AutoModel*.from_pretrained`` loads them after ``import inhibitor``.
+
+    Args:
+        model: With inhibitor attention, in float32, in evaluation mode; changed in place.
+        config: What becomes integers; the default is everything there is.
+        batches: Inputs of the model, a few hundred sentences like those that it will read, with ``attention_mask``
+            where there is padding.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ModelError: A softmax model, one with int8 layers already, of another dtype, in training mode, with γ that is
+            not above 0, or with an output layer that shares the embedding table.
+        DataError: No token in the batches, or NaN or infinity in some layer.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from inhibitor import Int8Config, convert, quantize
+        >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> batch = {"input_ids": torch.randint(0, 100, (8, 16))}
+        >>> quantize(convert(BertModel(tiny)).eval(), Int8Config(), [batch])(**batch).last_hidden_state.shape
+        torch.Size([8, 16, 32])
+    """
+    config = config or Int8Config()
+    check(model, config)
+    linears = {path: module for kind, path, module in parts(model, config) if kind == "linear"}
+    samples = collect(model, batches, linears)
+    learned = set(integer_layers(model))
+    for kind, path, module in list(parts(model, config)):
+        made: Any = empty(kind, module, config, model.config.num_attention_heads)
+        if kind == "linear":
+            known = isinstance(module, FakeInt8Linear)
+            grid = (module.multiplier, module.zero_point) if known else input_grid(module, *samples.of(path))
+            made.fill(module, *grid)
+        elif kind == "embeddings":
+            fill_embedding(made, module)
+        model.set_submodule(path, made)
+    for layer, attention in integer_layers(model).items():
+        if layer not in learned:
+            calibrate_attention(attention, *samples.heads[layer], samples.largest[layer])
+    model.config.int8 = config.model_dump(mode="json")
+    return model.eval()
+
+
+def check(model: PreTrainedModel, config: Int8Config) -> None:
+    """Refuse a model that cannot be quantised as ``config`` says.
+
+    Raises:
+        ModelError: As ``quantize`` does.
+    """
+    name = type(model).__name__
+    before = getattr(model.config, INT8, None)
+    if not str(model.config.model_type).startswith(PREFIX):
+        expected, got = "a model with inhibitor attention", f"model_type {model.config.model_type!r}"
+        remedy = "Distil it into an inhibitor student first."
+    elif before is not None and (before["linear"] == INT8 or before["embeddings"] == INT8):
+        expected, got, remedy = "a float model", "one with int8 layers", "Quantize the float model that it came from."
+    elif before is not None and before["attention"] != config.attention:
+        expected, got = f"attention of {config.attention} bits", f"one trained with {before['attention']}"
+        remedy = f"Set attention={before['attention']}, or begin with the float model."
+    elif before is not None and before["linear"] == "fake" and config.linear == "float":
+        expected, got = "linear='int8'", "'float', for linear layers that were trained to be rounded"
+        remedy = "Set linear='int8', or begin with the float model."
+    elif {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        expected, got, remedy = "weights in float32", str(model.dtype), "Load it with dtype=torch.float32."
+    elif model.training:
+        expected, got, remedy = "a model in evaluation mode", "one in training", "Call model.eval() first."
+    elif config.embeddings == INT8 and model.get_output_embeddings() is not None and model.config.tie_word_embeddings:
+        expected, got = "embeddings of their own", "a table that the output layer shares"
+        remedy = "Set embeddings='float'."
+    else:
+        _check_gamma(model)
+        return
+    raise ModelError(name, expected=expected, got=got, remedy=remedy)
+
+
+def _check_gamma(model: PreTrainedModel) -> None:
+    for layer, attention in inhibitor_layers(model).items():
+        if not bool((attention.gamma > 0).all()):
+            raise ModelError(
+                f"gamma of layer {layer}",
+                expected="numbers greater than 0",
+                got=str(attention.gamma.tolist()),
+                remedy="A negative slope has no integer form: train that layer on.",
+            )

@@ -1,0 +1,217 @@
+"""``quantize``: near the float model, saved and loaded to the same bits, and refused where it makes no sense."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertModel
+
+from inhibitor import InhibitorConfig, InhibitorError, Int8Config, convert, quantize
+from inhibitor.models.attention import inhibitor_layers
+from inhibitor.models.int8 import FakeInt8Linear, Int8Embedding, Int8Linear, IntegerInhibitorAttention, integer_layers
+from tests.quantization.conftest import make_student
+
+CONFIGS = [
+    Int8Config(),
+    Int8Config(linear="float", embeddings="float"),
+    Int8Config(attention=6, linear="fake", embeddings="float"),
+]
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+@pytest.mark.parametrize(("config", "least"), [(CONFIGS[0], 15), (CONFIGS[1], 30)])
+def test_a_quantized_model_is_near_the_float_one(student, batches, config, least):
+    before = torch.cat([logits(student, batch) for batch in batches])
+    assert quantize(student, config, batches) is student
+    after = torch.cat([logits(student, batch) for batch in batches])
+    spread = before - before.mean(0)
+    assert 10 * torch.log10(spread.square().sum() / (after - before).square().sum()) > least
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_saved_and_loaded_it_says_the_same(student, batches, config, tmp_path):
+    quantize(student, config, batches).save_pretrained(tmp_path)
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(logits(loaded.eval(), batches[0]), logits(student, batches[0]))
+    names = dict(student.state_dict())
+    assert names.keys() == loaded.state_dict().keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, names[name]), name
+        assert tensor.dtype == names[name].dtype
+
+
+def test_int8_means_int8_on_the_disk(student, batches, tmp_path):
+    student.save_pretrained(tmp_path / "float")
+    quantize(student, None, batches).save_pretrained(tmp_path / "int8")
+    tensors = load_file(tmp_path / "int8" / "model.safetensors")
+    matrices = {name for name, tensor in tensors.items() if tensor.dim() > 1 and tensor.dtype != torch.int8}
+    scales = {name for name in tensors if name.endswith("_embeddings.scale")}
+    assert len(scales) == 3
+    assert matrices == scales | {"bert.pooler.dense.weight", "classifier.weight"}
+    assert json.loads((tmp_path / "int8" / "config.json").read_text())["int8"] == Int8Config().model_dump()
+
+
+def test_without_the_package_it_does_not_load(student, batches, tmp_path):
+    quantize(student, None, batches).save_pretrained(tmp_path)
+    program = f"from transformers import AutoModel; AutoModel.from_pretrained({str(tmp_path)!r})"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "inhibitor-bert" in result.stderr
+
+
+def test_other_dtypes_are_refused_at_loading(student, batches, tmp_path):
+    quantize(student, None, batches).save_pretrained(tmp_path)
+    with pytest.raises(InhibitorError, match="float32 for what is not int8"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+
+
+def test_padding_and_neighbours_change_nothing(student, batches):
+    quantize(student, None, batches)
+    batch = batches[0]
+    alone = {name: tensor[:1, : int(batch["attention_mask"][0].sum())] for name, tensor in batch.items()}
+    torch.testing.assert_close(logits(student, alone)[0], logits(student, batch)[0], rtol=0, atol=1e-5)
+
+
+def test_chosen_layers_only(tiny_bert, batches):
+    model = convert(AutoModelForSequenceClassification.from_pretrained(tiny_bert), InhibitorConfig(layers=(1,))).eval()
+    quantize(model, None, batches)
+    assert list(integer_layers(model)) == [1]
+    assert torch.isfinite(logits(model, batches[0])).all()
+
+
+def test_shared_parameters_of_a_layer(tiny_bert, batches, tmp_path):
+    model = convert(AutoModelForSequenceClassification.from_pretrained(tiny_bert), InhibitorConfig(per="layer")).eval()
+    quantize(model, None, batches).save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, batches[0]), logits(model, batches[0]))
+
+
+def test_learned_steps_and_grids_are_kept(student, batches):
+    quantize(student, Int8Config(linear="fake", embeddings="float"), batches)
+    with torch.no_grad():
+        for attention in integer_layers(student).values():
+            attention.log2_value_step.add_(0.3)
+        for module in student.modules():
+            if isinstance(module, FakeInt8Linear):
+                module.multiplier.mul_(1.01)
+    trained = copy.deepcopy(student)
+    quantize(student, Int8Config(embeddings="float"), batches[:1])
+    for layer, attention in integer_layers(student).items():
+        assert torch.equal(attention.log2_value_step, integer_layers(trained)[layer].log2_value_step)
+    # only float32's summation separates the two
+    torch.testing.assert_close(logits(student, batches[0]), logits(trained, batches[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_it_runs_with_gradients_switched_on_but_passes_none(student, batches, tmp_path):
+    quantize(student, None, batches).save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    for model in (student, loaded):
+        assert torch.equal(model(**batches[0]).logits, logits(student, batches[0]))
+        with pytest.raises(InhibitorError, match="a gradient to pass on"):
+            model(**batches[0]).logits.sum().backward()
+
+
+def test_an_empty_model_has_the_parts_that_its_configuration_names(student, batches):
+    quantize(student, None, batches)
+    empty = type(student)(student.config)
+    kinds = {name: type(module) for name, module in student.named_modules()}
+    assert kinds == {name: type(module) for name, module in empty.named_modules()}
+    assert {Int8Linear, Int8Embedding, IntegerInhibitorAttention} <= set(kinds.values())
+
+
+def softmax(student):
+    return BertModel(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).eval()
+
+
+def training(student):
+    return student.train()
+
+
+def halved(student):
+    return student.half()
+
+
+def falling(student):
+    with torch.no_grad():
+        inhibitor_layers(student)[1].gamma[0] = -1.0
+    return student
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (softmax, "inhibitor attention"),
+        (training, "evaluation mode"),
+        (halved, "float32"),
+        (falling, "gamma of layer 1"),
+    ],
+)
+def test_models_that_cannot_be_quantized(student, batches, spoil, message):
+    with pytest.raises(InhibitorError, match=message):
+        quantize(spoil(student), None, batches)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (Int8Config(), Int8Config(), "int8 layers already|with int8 layers"),
+        (CONFIGS[1], Int8Config(attention=4), "trained with 8"),
+        (CONFIGS[2], Int8Config(attention=6, linear="float"), "trained to be rounded"),
+    ],
+)
+def test_twice(student, batches, first, second, message):
+    quantize(student, first, batches)
+    with pytest.raises(InhibitorError, match=message):
+        quantize(student, second, batches)
+
+
+def test_a_tied_output_layer_keeps_its_table(tiny_bert, batches):
+    model = convert(AutoModelForMaskedLM.from_pretrained(tiny_bert)).eval()
+    with pytest.raises(InhibitorError, match="embeddings='float'"):
+        quantize(model, None, batches)
+    assert torch.isfinite(logits(quantize(model, Int8Config(embeddings="float"), batches), batches[0])).all()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda batches: [], lambda batches: [{**batches[0], "attention_mask": batches[0]["attention_mask"] * 0}]],
+)
+def test_no_token_is_no_calibration(student, batches, spoil):
+    with pytest.raises(InhibitorError, match="no token"):
+        quantize(student, None, spoil(batches))
+
+
+def test_broken_weights_are_named(student, batches):
+    with torch.no_grad():
+        student.bert.encoder.layer[0].attention.self.value.weight[0, 0] = torch.nan
+    with pytest.raises(InhibitorError, match="NaN"):
+        quantize(student, None, batches)
+
+
+def test_padding_is_no_sample(tiny_bert, batches):
+    padded = []
+    for batch in batches:
+        wide = {name: torch.nn.functional.pad(tensor, (0, 20)) for name, tensor in batch.items()}
+        padded.append({**wide, "input_ids": wide["input_ids"] + 3 * (wide["attention_mask"] == 0)})
+    models = [quantize(make_student(tiny_bert), None, given) for given in (batches, padded)]
+    for ours, theirs in zip(*(integer_layers(model).values() for model in models), strict=True):
+        torch.testing.assert_close(ours.log2_value_step, theirs.log2_value_step, rtol=0, atol=1e-5)
+
+
+def test_an_int8_base_model_loads_without_its_head(student, batches, tmp_path):
+    quantize(student, None, batches).save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        ours = base(**batches[0]).last_hidden_state
+        assert torch.equal(ours, student.base_model(**batches[0]).last_hidden_state)
