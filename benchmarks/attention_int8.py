@@ -72,8 +72,8 @@ def check(shape: Shape, call: Call, query: Tensor, key: Tensor, value: Tensor) -
     found = call()
     rows = torch.arange(min(ROWS, shape.queries)) * (shape.queries - 1) // max(min(ROWS, shape.queries) - 1, 1)
     for batch, head in {(0, 0), (shape.batch - 1, shape.heads - 1)}:
-        part = [x[batch : batch + 1, head : head + 1] for x in (query[:, :, rows], key, value)]
-        true = inhibitor_attention_int8(*part, grid_for(1), backend="reference")
+        q, k, v = (x[batch : batch + 1, head : head + 1] for x in (query[:, :, rows], key, value))
+        true = inhibitor_attention_int8(q, k, v, grid_for(1), backend="reference")
         if not torch.equal(found[batch : batch + 1, head : head + 1, rows], true):
             raise BenchmarkError(
                 str(shape), expected="the reference's bits", got="others", remedy="Run tests/ops/test_integer_cpu.py."
@@ -83,10 +83,10 @@ def check(shape: Shape, call: Call, query: Tensor, key: Tensor, value: Tensor) -
 def contestants(shape: Shape) -> dict[str, tuple[Call, Callable[[], AbstractContextManager[None]]]]:
     """What is timed, and what each runs in; the integer kernels checked."""
     query, key, value = inputs(shape)
-    halves = [x.to(torch.bfloat16) for x in (query, key, value)]
+    q, k, v = (x.to(torch.bfloat16) for x in (query, key, value))
     found: dict[str, tuple[Call, Callable[[], AbstractContextManager[None]]]] = {
         RIVALS[0]: (lambda: scaled_dot_product_attention(query, key, value), nullcontext),
-        RIVALS[1]: (lambda: scaled_dot_product_attention(*halves), nullcontext),
+        RIVALS[1]: (lambda: scaled_dot_product_attention(q, k, v), nullcontext),
         "inhibitor float32": (lambda: inhibitor_attention(query, key, value, delta=0.5, backend="cpu"), nullcontext),
     }
     for name in integer_cpu.instruction_sets():

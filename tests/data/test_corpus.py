@@ -34,7 +34,7 @@ def configure(folder: Path, **options: Any) -> TextConfig:
     return TextConfig(**{"files": (f"{folder}/*",), "max_length": 16, "shuffle_buffer": 8, **options})
 
 
-def rows(config: TextConfig, tokenizer: Any, seed: int, count: int) -> list[dict[str, list[int]]]:
+def rows(config: TextConfig, tokenizer: Any, seed: int, count: int) -> list[dict[str, Any]]:
     return list(islice(packed(config, tokenizer, seed), count))
 
 

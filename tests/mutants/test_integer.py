@@ -138,8 +138,8 @@ CATALOGUE = [
     (
         DRIVER,
         "faults are lost",
-        "if (found) fault = found;\n                             });\n  return done ? fault.load() : kNoMemory;\n}\n\n// Packs",
-        "\n                             });\n  return done ? fault.load() : kNoMemory;\n}\n\n// Packs",
+        "return done ? fault.load() : kNoMemory;\n}\n\n// Packs",
+        "return done ? kNone : kNoMemory;\n}\n\n// Packs",
     ),
     (PORTABLE, "sums that wrap", "a.word[i] + b.word[i] > 65535 ? 65535 : ", ""),
     (AVX2, "words taken for signed ones", "min_words(a, words(255))", "a", "avx2"),

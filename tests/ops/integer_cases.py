@@ -1,8 +1,12 @@
 """Calls of the integer operator: codes and grids for the cases of the float operator."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from inhibitor import IntegerGrid
+from inhibitor.ops import integer_attention
 from tests.ops.cases import Case
 
 SLOPES = (0.07, 0.9, 0.003, 130.0)  # a of one head after the other: shifts of 19, 16, 24 and 8
@@ -31,3 +35,9 @@ def grid_of(case: Case, seed: int = 0) -> IntegerGrid:
     # A part of the distances' spread, which grows with the root of head_dim: some z are 0, some 127, most between.
     delta = (torch.rand(case.heads, generator=generator) - 0.3) * 100 * case.head_dim**0.5 * slope * steps[1].max()
     return IntegerGrid.of(steps[0], steps[1], gamma, delta, scale=1.0)
+
+
+def attend(tensors: Sequence[torch.Tensor], grid: IntegerGrid, **options: Any) -> torch.Tensor:
+    """``integer_attention`` of query, key and value."""
+    query, key, value = tensors
+    return integer_attention(query, key, value, grid, **options)

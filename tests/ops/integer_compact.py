@@ -20,7 +20,7 @@ from inhibitor.errors import OperatorError
 from inhibitor.ops import IntegerCache, cpu, integer_attention, integer_cpu
 from tests.ops import compact
 from tests.ops.cases import SWEEP, Case, mask
-from tests.ops.integer_cases import codes, grid_of
+from tests.ops.integer_cases import attend, codes, grid_of
 from tests.ops.layouts import features_first
 
 CASES = [
@@ -57,16 +57,14 @@ def prepared(case: Case, floats: bool) -> tuple[tuple[Tensor, ...], IntegerGrid,
         generator = torch.Generator().manual_seed(1)
         tensors = tuple(1.5 * torch.randn(x.shape, generator=generator) for x in tensors)  # type: ignore[assignment]
     grid = grid_of(case)
-    return tensors, grid, integer_attention(*tensors, grid, **options_of(case), backend="reference")
+    return tensors, grid, attend(tensors, grid, **options_of(case), backend="reference")
 
 
 def values() -> None:
     for case in CASES:
         for floats in (False, True):
             tensors, grid, expected = prepared(case, floats)
-            assert torch.equal(integer_attention(*tensors, grid, **options_of(case), backend="cpu"), expected), str(
-                case
-            )
+            assert torch.equal(attend(tensors, grid, **options_of(case), backend="cpu"), expected), str(case)
 
 
 def extremes() -> None:
@@ -120,7 +118,7 @@ def hidden() -> None:
             tensors = [x.clone() for x in prepared(case, True)[0]]
             tensors[number][0, 1, 3, place] = torch.nan
             try:
-                integer_attention(*tensors, grid, backend="cpu")
+                attend(tensors, grid, backend="cpu")
             except OperatorError as error:
                 assert error.subject == name  # noqa: PT017
             else:
@@ -132,7 +130,7 @@ def strides() -> None:
     for floats in (False, True):
         tensors, grid, expected = prepared(case, floats)
         strided = [features_first(x) for x in tensors]
-        assert torch.equal(integer_attention(*strided, grid, **options_of(case), backend="cpu"), expected)
+        assert torch.equal(attend(strided, grid, **options_of(case), backend="cpu"), expected)
 
 
 def cached() -> None:
@@ -150,10 +148,10 @@ def cached() -> None:
 def rescaled() -> None:
     """A factor for every row."""
     for case in (CASES[1], CASES[3]):
-        tensors, grid, _ = prepared(case, False)
+        (query, key, value), grid, _ = prepared(case, False)
         options = options_of(case) | {"eta": 1.5, "length_exponent": 0.5}
-        expected = inhibitor_attention_int8(*tensors, grid, **options, backend="reference")
-        assert torch.equal(inhibitor_attention_int8(*tensors, grid, **options, backend="cpu"), expected)
+        expected = inhibitor_attention_int8(query, key, value, grid, **options, backend="reference")
+        assert torch.equal(inhibitor_attention_int8(query, key, value, grid, **options, backend="cpu"), expected)
 
 
 def threads() -> None:
@@ -161,7 +159,7 @@ def threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found = integer_attention(*tensors, grid, **options_of(CASES[-1]), backend="cpu")
+            found = attend(tensors, grid, **options_of(CASES[-1]), backend="cpu")
             assert torch.equal(found, expected)
     finally:
         torch.set_num_threads(1)
@@ -171,7 +169,7 @@ def sweep() -> None:
     """A tenth of the sweep."""
     for case in SWEEP[::10]:
         tensors, grid, expected = prepared(case, True)
-        assert torch.equal(integer_attention(*tensors, grid, **options_of(case), backend="cpu"), expected), str(case)
+        assert torch.equal(attend(tensors, grid, **options_of(case), backend="cpu"), expected), str(case)
 
 
 CHECKS = [values, extremes, numbers, ends, hidden, strides, rescaled, cached, threads]

@@ -1,6 +1,7 @@
 """The native integer kernels: the reference's bits, for every instruction set that this processor can run."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from inhibitor import IntegerGrid, inhibitor_attention_int8
 from inhibitor.errors import OperatorError
 from inhibitor.ops import IntegerCache, cpu, integer_attention, integer_cpu, quantize_query_key, quantize_value
 from tests.ops.cases import SWEEP, Case, mask
-from tests.ops.integer_cases import codes, grid_of
+from tests.ops.integer_cases import attend, codes, grid_of
 from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st
 
 pytestmark = pytest.mark.skipif(not integer_cpu.INSTALLED, reason="the package was installed without its kernels")
@@ -39,7 +40,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def options_of(case: Case, seed: int = 0) -> dict:
+def options_of(case: Case, seed: int = 0) -> dict[str, Any]:
     return {
         "attn_mask": mask(case, torch.Generator().manual_seed(seed)),
         "is_causal": case.is_causal,
@@ -72,7 +73,7 @@ def test_has_the_references_bits(case):
 def test_puts_floats_on_the_grid_as_the_reference_does(case, dtype):
     query, key, value = floats_of(case, dtype)
     grid, options = grid_of(case), options_of(case)
-    rescale = {"eta": 0.7, "length_exponent": 0.5}
+    rescale: dict[str, Any] = {"eta": 0.7, "length_exponent": 0.5}
     expected = inhibitor_attention_int8(query, key, value, grid, **rescale, **options, backend="reference")
     for name in integer_cpu.instruction_sets():
         with integer_cpu.using(name):
@@ -153,9 +154,9 @@ def test_strides_change_nothing_and_inputs_are_not_written_to(kind, layout, inte
         strided = [layout(x) for x in tensors]
     given = options_of(SMALL) | {"attn_mask": options_of(SMALL)["attn_mask"].mT.contiguous().mT}
     before = [(x.clone(), x._version) for x in strided]
-    found = integer_attention(*strided, grid_of(SMALL), **given, backend="cpu")
+    found = attend(strided, grid_of(SMALL), **given, backend="cpu")
     dense = [x.contiguous() for x in strided]
-    assert torch.equal(found, integer_attention(*dense, grid_of(SMALL), **options_of(SMALL), backend="reference"))
+    assert torch.equal(found, attend(dense, grid_of(SMALL), **options_of(SMALL), backend="reference"))
     assert all(torch.equal(x, y) and x._version == version for x, (y, version) in zip(strided, before, strict=True))
 
 
@@ -164,9 +165,9 @@ def test_strides_change_nothing_and_inputs_are_not_written_to(kind, layout, inte
 def test_rows_beyond_two_to_the_31st_are_found(number, offset, integer_set):
     tensors = list(codes(Case(1, 1, 1, 3, 3, 4, 4)))
     grid = IntegerGrid.of(0.02, 0.02, 0.3, 0.5, scale=1.0)
-    expected = integer_attention(*tensors, grid, backend="reference")
+    expected = attend(tensors, grid, backend="reference")
     tensors[number] = beyond_two_to_the_31st(tensors[number], offset)
-    assert torch.equal(integer_attention(*tensors, grid, backend="cpu"), expected)
+    assert torch.equal(attend(tensors, grid, backend="cpu"), expected)
 
 
 def test_what_no_query_sees_may_be_anything(integer_set):
@@ -180,7 +181,7 @@ def test_what_no_query_sees_may_be_anything(integer_set):
         for tensor in (key, value):
             tensor[:, :, 3] = tensor[:, :, 20:] = garbage
         query[:, :, 4] = garbage
-        options = {"attn_mask": allowed, "enable_gqa": True}
+        options: dict[str, Any] = {"attn_mask": allowed, "enable_gqa": True}
         results.append(integer_attention(query, key, value, grid_of(case), **options, backend="cpu"))
         expected = integer_attention(query, key, value, grid_of(case), **options, backend="reference")
         assert torch.equal(results[-1], expected)
@@ -199,7 +200,7 @@ def test_nan_in_sight_is_refused_by_name(place, number, backend):
     name = ("query", "key", "value")[number]
     for chosen in integer_cpu.instruction_sets():
         with integer_cpu.using(chosen), pytest.raises(OperatorError, match=f"^{name}: expected numbers, got NaN"):
-            integer_attention(*tensors, grid, backend=backend)
+            attend(tensors, grid, backend=backend)
 
 
 @pytest.mark.parametrize("case", [LARGE, BEYOND, Case(1, 1, 1, 257, 90, 64, 64, is_causal=True)], ids=str)
@@ -227,7 +228,7 @@ def test_uninitialised_memory_does_not_show(poison, integer_set, monkeypatch):
         return tensor.fill_(poison & 0xFF if tensor.dtype == torch.uint8 else poison)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    integer_attention(*full, grid_of(case), enable_gqa=True, backend="cpu")
+    attend(full, grid_of(case), enable_gqa=True, backend="cpu")
     assert torch.equal(integer_attention(query, key, value, grid_of(case), enable_gqa=True, backend="cpu"), expected)
     cache = IntegerCache(2, 2, 20, 18, grid_of(case))
     cache.append(key, value)
@@ -250,12 +251,12 @@ def test_a_cache_gives_what_its_tokens_give(kind, pieces, case, integer_set):
     assert len(cache) == count
     given = options_of(case)
     seen = None if given["attn_mask"] is None else given["attn_mask"][..., :count]
-    rescale = {"eta": 1.3, "length_exponent": 0.5}
+    rescale: dict[str, Any] = {"eta": 1.3, "length_exponent": 0.5}
     expected = inhibitor_attention_int8(
         query, key, value, grid_of(case), **rescale, attn_mask=seen, enable_gqa=True, backend="reference"
     )
     assert torch.equal(cache.attend(query, **rescale, attn_mask=seen), expected)
-    unsigned = {"center": False, "signed": False, "attn_mask": seen}
+    unsigned: dict[str, Any] = {"center": False, "signed": False, "attn_mask": seen}
     expected = inhibitor_attention_int8(query, key, value, grid_of(case), **unsigned, enable_gqa=True)
     assert torch.equal(cache.attend(query, **unsigned), expected)
 
@@ -312,7 +313,7 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
             cache.append(key, value)
     assert len(cache) == 5
     assert torch.equal(cache.attend(good), before)
-    with pytest.raises(OperatorError, match="query: expected floating point or torch.uint8"):
+    with pytest.raises(OperatorError, match=r"query: expected floating point or torch\.uint8"):
         cache.attend(good[:, :2])
     with pytest.raises(OperatorError, match="query: expected numbers, got NaN"):
         cache.attend(bad)
@@ -335,11 +336,11 @@ def test_runs_in_a_compiled_graph_without_a_break():
     query, key, value = floats_of(SMALL)
     grid = grid_of(SMALL)
 
-    def attend(query, key, value):
+    def function(query, key, value):
         return inhibitor_attention_int8(query, key, value, grid, eta=0.5, length_exponent=0.5, enable_gqa=True)
 
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(query, key, value), attend(query, key, value))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(query, key, value), function(query, key, value))
 
 
 @pytest.mark.skipif(cpu.instruction_set() == "portable", reason="there is but one")
@@ -349,9 +350,9 @@ def test_instruction_sets_are_chosen_apart_from_those_of_the_float_kernels():
         assert integer_cpu.instruction_set() == "portable"
         assert cpu.instruction_set() != "portable"
     assert integer_cpu.instruction_set() == before == integer_cpu.instruction_sets()[0]
-    with pytest.raises(OperatorError, match="instruction set: expected one of .*portable, got 'avx1024'"):  # noqa: SIM117
-        with integer_cpu.using("avx1024"):
-            pass
+    match = r"instruction set: expected one of .*portable, got 'avx1024'"
+    with pytest.raises(OperatorError, match=match), integer_cpu.using("avx1024"):
+        pass
 
 
 def test_memory_that_cannot_be_had_is_an_error():

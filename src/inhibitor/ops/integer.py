@@ -1,5 +1,7 @@
 """The public functions of the integer operator: arguments checked once, a backend chosen in the open, one rescale."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -155,28 +157,35 @@ def inhibitor_attention_int8(
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
     queries, keys = query.shape[2], key.shape[2]
-    factor = rescale(grid, eta, length_exponent, masks.count(attn_mask, is_causal, queries, keys, query.device))
+    count = functools.partial(masks.count, attn_mask, is_causal, queries, keys, query.device)
+    factor = rescale(grid, eta, length_exponent, count)
     output = _call(query, key, value, grid, factor, attn_mask, (is_causal, center, signed), backend)
     return output.to(query.dtype) if query.is_floating_point() else output
 
 
-def rescale(grid: IntegerGrid, eta: float | Tensor, length_exponent: float | Tensor, count: Tensor) -> Tensor:
+def rescale(
+    grid: IntegerGrid, eta: float | Tensor, length_exponent: float | Tensor, count: Callable[[], Tensor]
+) -> Tensor:
     """Value step · η · n^(−ρ), worked out in float64 and rounded once.
 
     Args:
         grid: Of the query's heads.
         eta: η, a number or (heads,).
         length_exponent: ρ, a number or (heads,).
-        count: n, integers broadcastable to (batch, heads, queries, 1).
+        count: Gives n, integers broadcastable to (batch, heads, queries, 1); called only if it is needed.
 
     Returns:
         float32, broadcastable to (batch, heads, queries, 1).
     """
+    factor = grid.value_step.view(1, -1, 1, 1)
+    sums = not isinstance(length_exponent, Tensor) and length_exponent == 0.0
+    if sums and not isinstance(eta, Tensor) and eta == 1.0:
+        return factor
     heads = grid.value_step.unsqueeze(0)  # per_head looks for them in the second dimension
-    factor = (grid.value_step.double() * floats.per_head("eta", eta, heads)).view(1, -1, 1, 1)
-    if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
+    factor = factor.double() * floats.per_head("eta", eta, heads).view(1, -1, 1, 1)
+    if not sums:
         exponent = floats.per_head("length_exponent", length_exponent, heads).view(-1, 1, 1)
-        factor = factor * torch.pow(count.clamp(min=1).double(), -exponent.double())
+        factor = factor * torch.pow(count().clamp(min=1).double(), -exponent.double())
     return factor.to(torch.float32)
 
 
@@ -194,7 +203,8 @@ def _call(
         name = "reference" if _why_not_cpu(query.device) else "cpu"
     else:
         name = check_backend(backend, query.device)
-    return integer_operator.attention(query, key, value, *grid.tensors, factor, attn_mask, *flags, name)
+    result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, factor, attn_mask, *flags, name)
+    return result
 
 
 def _checked(

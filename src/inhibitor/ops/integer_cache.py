@@ -1,5 +1,7 @@
 """Keys and values of past tokens, kept as 8-bit codes in the layout that the native kernels read."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -150,7 +152,7 @@ class IntegerCache:
                 remedy="Pass the queries of the model that the cache was made for.",
             )
         mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
-        count = masks.count(mask, False, shape[2], self._length, query.device)
+        count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
         factor = rescale(self.grid, eta, length_exponent, count)
         options = IntegerOptions(mask, False, center, signed)
         output = integer_cpu.forward_packed(

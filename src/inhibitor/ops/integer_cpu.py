@@ -1,7 +1,7 @@
 """The native integer kernels: 8-bit codes, or floats put on their grid on the way, in PyTorch's own threads.
 
-They lie in the library that ``inhibitor.ops.cpu`` loads, and have instruction sets of their own: AVX-512 with and without
-its instructions for neural networks. The specification is docs/integer.md, the code csrc/integer_*.h.
+They lie in the library that ``inhibitor.ops.cpu`` loads, and have instruction sets of their own: AVX-512 with its
+instructions for neural networks, and without. The specification is docs/integer.md, the code csrc/integer_*.h.
 """
 
 import ctypes
@@ -165,7 +165,7 @@ def _run(
         mask = mask.expand(batch, heads, queries, keys)
     if factor is not None:
         factor = factor.expand(batch, heads, queries, 1)
-    inverses = (None, None)
+    inverses: tuple[Tensor, ...] | tuple[None, None] = (None, None)
     if query.is_floating_point():
         inverses = inverse(grid.query_key_step).contiguous(), inverse(grid.value_step).contiguous()
     numbers = [tensor.contiguous() for tensor in (grid.multiplier, grid.shift, grid.threshold)]
