@@ -169,7 +169,7 @@ class Int8Linear(nn.Module):
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         output = output.to(x.dtype).view(*x.shape[:-1], self.out_features)
-        return _NoGradient.apply(output, x) if torch.is_grad_enabled() else output  # type: ignore[no-any-return, no-untyped-call]
+        return _NoGradient.apply(output, x) if torch.is_grad_enabled() else output  # type: ignore[no-untyped-call]
 
     def _pack(self) -> tuple[tuple[int, int], Tensor, int, Tensor]:
         """The weight in oneDNN's layout and the zero point as a number; made anew when the weight has changed."""
