@@ -123,7 +123,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         partial(test_observe.test_nothing_above_what_is_wanted_is_computed, ["output-0"]): [
             ("a run for outputs goes to its end", "        if layer == last:\n            raise _LastLayerLeft\n", "")
         ],
-        test_observe.test_a_model_gets_only_what_it_reads: [("the model is given its labels", ', "labels"}', "}")],
+        test_observe.test_a_model_gets_only_what_it_reads: [("the model is given its labels", ' - {"labels"}', "")],
         test_stages.test_joint_runs_the_teacher_once: [
             ("the teacher runs to its end", "else max(attended, default=None)", "else None")
         ],
@@ -200,8 +200,8 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             ("two answers accepted", "if not all(torch.equal", "if not any(torch.equal")
         ],
         test_teacher.test_it_gives_what_the_teacher_says: [
-            ("cached rows one off", "self.starts[number],", "self.starts[number - 1],"),
-            ("cached rows at the end of the batch", "found[place, :length]", "found[place, -length:]"),
+            ("cached rows one off", "self.starts[number] : ends[number]", "self.starts[number] - 1 : ends[number] - 1"),
+            ("cached rows in another order", "for number in numbers]", "for number in numbers[::-1]]"),
             ("padding cached as 1", "np.zeros(", "np.ones("),
         ],
         test_teacher.test_logits_have_one_entry_a_row: [

@@ -356,9 +356,6 @@ def test_instruction_sets_are_chosen_apart_from_those_of_the_float_kernels():
 
 
 def test_memory_that_cannot_be_had_is_an_error():
-    query = torch.zeros(1, 1, 9, 1, dtype=torch.uint8)
-    with pytest.raises(MemoryError, match="integer attention: no memory for"):
+    """No call within the bounds needs so much that it could not be had: the library's answer alone is tested."""
+    with pytest.raises(MemoryError, match="integer attention: no memory for 5 keys in 2 heads"):
         integer_cpu._check(1, 5, 2)
-    assert integer_attention(
-        query, query, query.view(torch.int8), IntegerGrid.of(1.0, 1.0, 1.0, 0.0, scale=1.0)
-    ).shape == (1, 1, 9, 1)

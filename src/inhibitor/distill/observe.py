@@ -13,9 +13,9 @@ name           what it is                                                 shape
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -69,13 +69,8 @@ def observe(
 
 def readable(model: PreTrainedModel, batch: Mapping[str, T]) -> dict[str, T]:
     """What of a batch, labels aside, a model's forward takes; a student may read less than its teacher."""
-    takes = _parameters(type(model).forward)
+    takes = inspect.signature(model.forward).parameters.keys() - {"labels"}
     return {name: value for name, value in batch.items() if name in takes}
-
-
-@cache
-def _parameters(forward: Callable[..., Any]) -> Set[str]:
-    return inspect.signature(forward).parameters.keys() - {"self", "labels"}
 
 
 @contextmanager
