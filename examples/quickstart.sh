@@ -17,4 +17,4 @@ echo "4/5  fine-tune the published student, distilled on more text, on the same"
 inhibitor finetune --model models/inhibitor-minilm-l6 --task reviews --output $runs/student
 
 echo "5/5  side by side"
-inhibitor report $runs/distill $runs/teacher $runs/student --output $runs/report.html
+inhibitor report $runs/teacher $runs/student --output $runs/report.html

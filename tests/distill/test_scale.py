@@ -102,7 +102,7 @@ def same_steps(found, expected):
     for ours, theirs in zip(found["stages"], expected["stages"], strict=True):
         assert ours["tokens"] == theirs["tokens"]
     for ours, theirs in zip(found["states"], expected["states"], strict=True):
-        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-4)
+        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-3)
 
 
 @dataclass
