@@ -19,7 +19,7 @@ struct IntegerProblem : Problem {
 };
 
 // What keeps a call from a result.
-enum Fault : int32_t { kNone = 0, kNoMemory = 1, kNanInQuery = 2, kNanInKey = 3, kNanInValue = 4 };
+enum Fault : int32_t { kNone = 0, kNoMemory = 1, kNanInQuery = 2, kNanInKey = 3, kNanInValue = 4, kNanInInput = 5 };
 
 struct IntegerKernels {
   const char* name;
@@ -32,6 +32,9 @@ struct IntegerKernels {
   size_t (*append_bytes)(const IntegerProblem&);
   Fault (*append)(const IntegerProblem&, int64_t batch, int64_t key_head, int64_t length, uint8_t* keys,
                   int8_t* values, void* memory);
+
+  // A row of a linear layer's inputs; true if there is a NaN.
+  bool (*codes)(const float* x, const float* multiplier, int32_t zero, int64_t count, uint8_t* to);
 };
 
 // The builds that the compiler could make: INHIBITOR_AVX512 and INHIBITOR_AVX2 say which.

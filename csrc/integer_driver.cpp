@@ -77,6 +77,23 @@ INHIBITOR_API int32_t inhibitor_integer_append(const IntegerProblem* problem, co
   return done ? fault.load() : kNoMemory;
 }
 
+// Puts rows of a linear layer's inputs on their grid; `multiplier` has a number for each feature. A Fault.
+INHIBITOR_API int32_t inhibitor_integer_codes(const float* x, const float* multiplier, int64_t zero, int64_t rows,
+                                              int64_t features, uint8_t* codes, int64_t threads) {
+  const IntegerKernels& kernels = kernels_in_use();
+  if (rows * features < kAlone) threads = 1;
+  const int64_t block = divide(rows, 4 * threads);
+  std::atomic<bool> nan{false};
+  const bool done = for_each(divide(rows, block), threads, 1, [&](int64_t item, void*, int64_t*) {
+    const int64_t end = item * block + block < rows ? item * block + block : rows;
+    for (int64_t row = item * block; row < end; row++) {
+      const int64_t start = row * features;
+      if (kernels.codes(x + start, multiplier, static_cast<int32_t>(zero), features, codes + start)) nan = true;
+    }
+  });
+  return !done ? kNoMemory : nan.load() ? kNanInInput : kNone;
+}
+
 // The names of the instruction sets that this processor can run, best first, with spaces between.
 INHIBITOR_API const char* inhibitor_integer_available() {
   static const std::string names = names_of(available());

@@ -3,6 +3,7 @@
 #include INHIBITOR_SIMD
 #include INHIBITOR_BYTES
 
+#include "codes.h"
 #include "integer_forward.h"
 
 namespace {
@@ -27,7 +28,7 @@ Fault append(const IntegerProblem& p, int64_t batch, int64_t key_head, int64_t l
               length, keys, values, codes);
 }
 
-const IntegerKernels kernels = {Bytes::name, integer_bytes, integer_part, append_bytes, append};
+const IntegerKernels kernels = {Bytes::name, integer_bytes, integer_part, append_bytes, append, put_on_grid};
 
 }  // namespace
 

@@ -22,6 +22,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
 CONFIGS = ROOT / "recipes" / "accelerate"
 INHIBITOR = ["-m", "inhibitor", "distill"]
+GENTLE = 3e-4  # a learning rate at which rounding grows slowly
 
 # `inhibitor distill`, and a file for each process with the blocks it trained on, batch by batch. With a second
 # argument, the launcher is asked to stop after so many batches.
@@ -95,14 +96,13 @@ def losses(metrics):
 
 
 def same_steps(found, expected):
-    """The losses of two runs, within 1e-5 in 8 steps: gradients are added up in another order, and it grows."""
+    """The losses of two runs, within 1e-5 in 16 steps: gradients are added up in another order, and it grows."""
     for ours, theirs in zip(losses(found), losses(expected), strict=True):
-        assert ours[:8] == pytest.approx(theirs[:8], rel=1e-5)
-        assert ours == pytest.approx(theirs, rel=1e-3)
+        assert ours == pytest.approx(theirs, rel=1e-5)
     for ours, theirs in zip(found["stages"], expected["stages"], strict=True):
         assert ours["tokens"] == theirs["tokens"]
     for ours, theirs in zip(found["states"], expected["states"], strict=True):
-        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-3)
+        assert ours["hidden_error"] == pytest.approx(theirs["hidden_error"], rel=1e-4)
 
 
 @dataclass
@@ -129,7 +129,7 @@ def seen_by(output, rank):
 def double(teacher, text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("double")
     (folder / "recorder.py").write_text(RECORDER)
-    stage = {"tokens": 1024, "batch_size": 2, "learning_rate": 1e-3}  # of each process
+    stage = {"tokens": 1024, "batch_size": 2, "learning_rate": GENTLE}  # of each process
     run = Double(
         {
             "teacher": str(teacher),
@@ -196,7 +196,7 @@ def test_accelerate_launch_takes_the_steps_of_one_process(recipe, tmp_path):
     recipe["text"]["blocks"] = 24
     recipe["cache"] = str(tmp_path / "cache")
     recipe["stages"] = [
-        {"kind": kind, "tokens": 1024, "batch_size": 4, "learning_rate": 1e-3}
+        {"kind": kind, "tokens": 1024, "batch_size": 4, "learning_rate": GENTLE}
         for kind in ("joint", "layerwise", "full")
     ]
     expected = distill(DistillConfig.parse(recipe))
@@ -207,7 +207,7 @@ def test_accelerate_launch_takes_the_steps_of_one_process(recipe, tmp_path):
 
 
 def test_two_processes_share_a_task(task_recipe, tmp_path):
-    task_recipe["stages"][0] |= {"dropout": False, "learning_rate": 1e-4}
+    task_recipe["stages"][0] |= {"dropout": False, "learning_rate": 3e-5}
     expected = distill(DistillConfig.parse(task_recipe))
     task_recipe["output"] = str(tmp_path / "double")
     task_recipe["stages"][0]["batch_size"] //= 2

@@ -1,21 +1,14 @@
 """Defects that the integer kernels could have, and a compact suite that finds each one: as test_kernels.py does."""
 
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests import native
-from tests.mutants.test_kernels import TOGETHER, mutate
+from tests.mutants import builds
 
-pytestmark = [
-    pytest.mark.skipif(native.COMPILER is None, reason="no C++ compiler: set CXX or install one"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
-]
-FORWARD, PACK, DRIVER = "integer_forward.h", "integer_pack.h", "integer_driver.cpp"
+pytestmark = builds.NEEDS
+FORWARD, PACK, DRIVER, CODES = "integer_forward.h", "integer_pack.h", "integer_driver.cpp", "codes.h"
 PORTABLE, AVX2, AVX512 = (f"simd/integer_{name}.h" for name in ("portable", "avx2", "avx512"))
 
 # file, defect, text, what stands there instead[, instruction set]
@@ -153,6 +146,12 @@ CATALOGUE = [
         "_mm512_reduce_add_epi32(sum)",
         "avx512",
     ),
+    (CODES, "inputs that truncate", "scaled + kMagic", "float(int32_t(scaled)) + kMagic"),
+    (CODES, "inputs not clipped below", "scaled > low ? scaled : low", "scaled"),
+    (CODES, "inputs not clipped above", "scaled < high ? scaled : high", "scaled"),
+    (CODES, "one multiplier for all features", "multiplier[i]", "multiplier[0]"),
+    (CODES, "NaN among inputs not seen", "nan |= x[i] != x[i]", "nan |= 0"),
+    (DRIVER, "the last rows of inputs dropped", "item * block + block : rows;", "item * block + block : rows - 1;"),
     (AVX512, "NaN not seen", "_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0", "false", "avx512"),
     (
         AVX512,
@@ -162,71 +161,34 @@ CATALOGUE = [
         "avx512",
     ),
 ]
-IDS = [f"{row[0]}: {row[1]}" for row in CATALOGUE]
-
-
-def build(folder: Path, shared: list[Path], row: tuple[str, ...]) -> Path | Exception:
-    """The library of a mutant; the float operator's objects are ``shared``."""
-    file, _, old, new, *names = row
-    try:
-        sources = mutate(folder / "csrc", file, old, new)
-        objects = native.compile_integers(sources, tuple(dict.fromkeys([*names, "portable"])), folder, "-O0")
-        return native.link(folder / "kernels.so", *objects, *shared)
-    except (LookupError, RuntimeError) as error:
-        return error
+NAMES = [builds.name_of(row) for row in CATALOGUE]
 
 
 @pytest.fixture(scope="module")
-def found_by(tmp_path_factory) -> dict[str, str | Exception]:
-    """For each defect, and for the kernels as they are, the check that found it."""
+def found_by(tmp_path_factory) -> builds.Found:
     folder = tmp_path_factory.mktemp("integer_mutants")
-    names = native.instruction_sets()
-    shared = [
+    floats = [
         native.compile_kernels(native.SOURCES, "portable", folder / "portable.o", "-O0"),
         native.compile_driver(native.SOURCES, (), folder / "driver.o", "-O0"),
     ]
-    rows = [row for row in CATALOGUE if len(row) < 5 or row[4] in names]
-    folders = [folder / str(number) for number in range(len(rows))]
-    for part in folders:
-        part.mkdir()
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        built = pool.map(lambda pair: build(pair[0], shared, pair[1]), zip(folders, rows, strict=True))
-        libraries = {f"{row[0]}: {row[1]}": library for row, library in zip(rows, built, strict=True)}
-    (folder / "none").mkdir()
-    objects = native.compile_integers(native.SOURCES, names, folder / "none", "-O0")
-    libraries["none"] = native.link(folder / "none.so", *objects, *shared)
-    ready = {name: path for name, path in libraries.items() if isinstance(path, Path)}
-    paths = list(ready.values())
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        answers = "".join(pool.map(suite, [paths[i::TOGETHER] for i in range(TOGETHER)]))
-    by_path = dict(line.split(" ", 1) for line in answers.splitlines())
-    failed = {name: error for name, error in libraries.items() if isinstance(error, Exception)}
-    return {name: by_path[str(path)] for name, path in ready.items()} | failed
 
+    def objects(sources: Path, part: Path, file: str, name: str) -> list[Path]:
+        names = tuple(dict.fromkeys([name, "portable"]))
+        return [*native.compile_integers(sources, names, part, "-O0"), *floats]
 
-def suite(paths: list[Path]) -> str:
-    command = [sys.executable, "-m", "tests.ops.integer_compact", *map(str, paths)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=native.ROOT, env=environment, timeout=900)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    integers = native.compile_integers(native.SOURCES, native.instruction_sets(), folder, "-O0")
+    none = native.link(folder / "none.so", *integers, *floats)
+    return builds.find("tests.ops.integer_compact", folder, CATALOGUE, objects, none)
 
 
 def test_the_catalogue_has_no_name_twice():
-    assert len(set(IDS)) == len(IDS) >= 20
+    assert len(set(NAMES)) == len(NAMES) >= 20
 
 
 def test_the_kernels_themselves_survive(found_by):
     assert found_by["none"] == "survives"
 
 
-@pytest.mark.parametrize("defect", IDS)
+@pytest.mark.parametrize("defect", NAMES)
 def test_the_defect_is_found(defect, found_by, record_property):
-    if defect not in found_by:
-        pytest.skip("this processor has not the instruction set")
-    found = found_by[defect]
-    if isinstance(found, Exception):
-        raise found
-    assert found_by["none"] == "survives", "what the kernels themselves fail proves nothing about a defect"
-    assert found != "survives"
-    record_property("found by", found)
+    record_property("found by", builds.finder(found_by, defect))

@@ -4,22 +4,14 @@ A mutant is csrc with one text replaced, compiled for one instruction set, run i
 no longer in the source is an error: the catalogue follows the code.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests import native
+from tests.mutants import builds
 
-pytestmark = [
-    pytest.mark.skipif(native.COMPILER is None, reason="no C++ compiler: set CXX or install one"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
-]
-TOGETHER = 2  # compilers at once
+pytestmark = builds.NEEDS
 
 # file, defect, text, what stands there instead[, instruction set]
 CATALOGUE = [
@@ -324,95 +316,41 @@ CATALOGUE = [
         "avx2",
     ),
 ]
-IDS = [f"{row[0]}: {row[1]}" for row in CATALOGUE]
-
-
-def mutate(folder: Path, file: str, old: str, new: str) -> Path:
-    """The sources with one text replaced in one file."""
-    shutil.copytree(native.SOURCES, folder)
-    source = (folder / file).read_text(encoding="utf-8")
-    if source.count(old) != 1:
-        raise LookupError(f"{old!r} stands {source.count(old)} times in csrc/{file}, not once")
-    (folder / file).write_text(source.replace(old, new), encoding="utf-8")
-    return folder
-
-
-def build(folder: Path, drivers: dict[str, Path], kernels: Path, row: tuple[str, ...]) -> Path | Exception:
-    """The library of a mutant; what the mutation leaves as it is comes from ``drivers`` and ``kernels``."""
-    file, _, old, new, *names = row
-    name = names[0] if names else "portable"
-    try:
-        sources = mutate(folder / "csrc", file, old, new)
-        if file in ("driver.cpp", "threads.h"):
-            objects: tuple[Path, ...] = (native.compile_driver(sources, (), folder / "driver.o", "-O0"), kernels)
-        else:
-            objects = (drivers[name], native.compile_kernels(sources, name, folder / "kernels.o", "-O0"))
-            if name != "portable":
-                objects = (*objects, kernels)
-        return native.link(folder / "kernels.so", *objects)
-    except (LookupError, RuntimeError) as error:
-        return error
+NAMES = [builds.name_of(row) for row in CATALOGUE]
 
 
 @pytest.fixture(scope="module")
-def found_by(tmp_path_factory) -> dict[str, str | Exception]:
-    """For each defect, and for the kernels as they are, the check that found it."""
+def found_by(tmp_path_factory) -> builds.Found:
     folder = tmp_path_factory.mktemp("mutants")
-    names = native.instruction_sets()
-    (folder / "shared").mkdir()
-    kernels = native.compile_kernels(native.SOURCES, "portable", folder / "shared" / "portable.o", "-O0")
+    kernels = native.compile_kernels(native.SOURCES, "portable", folder / "portable.o", "-O0")
     drivers = {
-        name: native.compile_driver(native.SOURCES, (name,), folder / "shared" / f"{name}_driver.o", "-O0")
-        for name in names
+        name: native.compile_driver(native.SOURCES, (name,), folder / f"{name}_driver.o", "-O0")
+        for name in native.instruction_sets()
     }
-    libraries: dict[str, Path | Exception] = {}
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        rows = [row for row in CATALOGUE if len(row) < 5 or row[4] in names]
-        folders = [folder / str(number) for number in range(len(rows))]
-        for part in folders:
-            part.mkdir()
-        built = pool.map(lambda pair: build(pair[0], drivers, kernels, pair[1]), zip(folders, rows, strict=True))
-        for row, library in zip(rows, built, strict=True):
-            libraries[f"{row[0]}: {row[1]}"] = library
-    libraries["none"] = native.link(folder / "none.so", drivers["portable"], kernels)
-    ready = {name: path for name, path in libraries.items() if isinstance(path, Path)}
-    paths = list(ready.values())
-    shares = [paths[i::TOGETHER] for i in range(TOGETHER)]
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        answers = "".join(pool.map(suite, shares))
-    by_path = dict(line.split(" ", 1) for line in answers.splitlines())
-    failed = {name: error for name, error in libraries.items() if isinstance(error, Exception)}
-    return {name: by_path[str(path)] for name, path in ready.items()} | failed
 
+    def objects(sources: Path, part: Path, file: str, name: str) -> list[Path]:
+        if file in ("driver.cpp", "threads.h"):
+            return [native.compile_driver(sources, (), part / "driver.o", "-O0"), kernels]
+        mutant = native.compile_kernels(sources, name, part / "kernels.o", "-O0")
+        return [drivers[name], mutant] if name == "portable" else [drivers[name], mutant, kernels]
 
-def suite(paths: list[Path]) -> str:
-    command = [sys.executable, "-m", "tests.ops.compact", *map(str, paths)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=native.ROOT, env=environment, timeout=280)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    none = native.link(folder / "none.so", drivers["portable"], kernels)
+    return builds.find("tests.ops.compact", folder, CATALOGUE, objects, none)
 
 
 def test_the_catalogue_has_no_name_twice():
-    assert len(set(IDS)) == len(IDS) >= 20
+    assert len(set(NAMES)) == len(NAMES) >= 20
 
 
 def test_the_kernels_themselves_survive(found_by):
     assert found_by["none"] == "survives"
 
 
-@pytest.mark.parametrize("defect", IDS)
+@pytest.mark.parametrize("defect", NAMES)
 def test_the_defect_is_found(defect, found_by, record_property):
-    if defect not in found_by:
-        pytest.skip("this processor has not the instruction set")
-    found = found_by[defect]
-    if isinstance(found, Exception):
-        raise found
-    assert found_by["none"] == "survives", "what the kernels themselves fail proves nothing about a defect"
-    assert found != "survives"
-    record_property("found by", found)
+    record_property("found by", builds.finder(found_by, defect))
 
 
 def test_a_text_that_left_the_source_is_an_error(tmp_path):
     with pytest.raises(LookupError, match=r"stands 0 times in csrc/rows\.h"):
-        mutate(tmp_path / "csrc", "rows.h", "no such text", "")
+        builds.mutate(tmp_path / "csrc", "rows.h", "no such text", "")

@@ -5,13 +5,8 @@
 prints a line for each: its path and the first check that it fails, or "survives".
 """
 
-import ctypes
 import functools
-import importlib.util
-import os
 import sys
-from collections.abc import Callable
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -19,6 +14,7 @@ import torch
 from inhibitor.ops import blocked, cpu
 from tests.ops.cases import FACTOR, LUCK, SWEEP, Arguments, Case, arguments, relative_error, separate, sizes
 from tests.ops.layouts import LAYOUTS, different, step_two
+from tests.ops.suite import Suite
 
 NAN, INF = float("nan"), float("inf")
 VALUES = [
@@ -247,62 +243,13 @@ def sweep() -> None:
 CHECKS = [values, ties, masked, hidden_from_some, blind, half_precision, rounding, strides, uninitialised, threads]
 
 
-def load(path: str) -> ctypes.CDLL:
-    """The build at a path, in the place of the installed one."""
-    with mock.patch.object(importlib.util, "find_spec", return_value=SimpleNamespace(origin=path)):
-        library = cpu._load()
-    assert library is not None
-    cpu._LIBRARY, cpu.INSTALLED = library, True
-    return library
-
-
-def failing(checks: list[Callable[[], None]], verbose: bool = False) -> str:
-    """The name of the first check that fails for some instruction set, or "survives"."""
-    for name in cpu.instruction_sets():
-        with cpu.using(name):
-            for check in checks:
-                try:
-                    check()
-                except Exception as error:
-                    if verbose:
-                        print(f"{name}: {error!r}"[:300], file=sys.stderr)
-                    return str(check.__name__)
-    return "survives"
-
-
-def in_a_child(path: str) -> str:
-    """``failing`` of a build that may crash or hang."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        import signal
-
-        signal.alarm(20)
-        load(path)
-        os.write(writable, failing(CHECKS).encode())
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable) as answer:
-        found = answer.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return found if code == 0 else f"crash {-code}"
-
-
-def main(paths: list[str]) -> None:
-    """Each build in a child of its own; a single one with ``--here`` in this process, with a part of the sweep."""
-    torch.set_num_threads(1)
-    if paths[0] == "--here":
-        load(paths[1])
-        print(failing([*CHECKS, sweep], verbose=True))
-        return
-    for case in dict.fromkeys([*VALUES, SMALL, FEW, *THREADED]):  # once for all children
+def prepare() -> None:
+    for case in dict.fromkeys([*VALUES, SMALL, FEW, *THREADED]):
         expected(case, torch.float32)
     for dtype in (torch.bfloat16, torch.float16):
         for case in HALVES:
             expected(case, dtype)
-    for path in paths:
-        print(path, in_a_child(path), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    Suite((cpu,), CHECKS, sweep, prepare).main(sys.argv[1:])

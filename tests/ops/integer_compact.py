@@ -6,10 +6,7 @@ prints a line for each: its path and the first check that fails, or "survives".
 """
 
 import functools
-import os
-import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +15,10 @@ from torch import Tensor
 from inhibitor import IntegerGrid, inhibitor_attention_int8
 from inhibitor.errors import OperatorError
 from inhibitor.ops import IntegerCache, cpu, integer_attention, integer_cpu
-from tests.ops import compact
 from tests.ops.cases import SWEEP, Case, mask
 from tests.ops.integer_cases import attend, codes, grid_of
 from tests.ops.layouts import features_first
+from tests.ops.suite import Suite
 
 CASES = [
     Case(2, 4, 2, 5, 4, 3, 2),
@@ -165,6 +162,21 @@ def threads() -> None:
         torch.set_num_threads(1)
 
 
+def linear() -> None:
+    """The inputs of linear layers, in one part and in several, with ties, ends and NaN."""
+    for rows, features in ((3, 37), (700, 512)):
+        x = torch.randint(-600, 600, (rows, features), generator=torch.Generator().manual_seed(2)) / 4
+        multiplier = torch.tensor([1.0, 2.0, 0.5]).repeat(features)[:features]
+        expected = ((x * multiplier).round() + 117).clamp(0, 255).to(torch.uint8)
+        assert torch.equal(integer_cpu.codes(x, multiplier, 117), expected)
+        x[-1, -1] = torch.nan
+        try:
+            integer_cpu.codes(x, multiplier, 117)
+        except OperatorError:
+            continue
+        raise AssertionError("NaN got a code")
+
+
 def sweep() -> None:
     """A tenth of the sweep."""
     for case in SWEEP[::10]:
@@ -172,59 +184,14 @@ def sweep() -> None:
         assert torch.equal(attend(tensors, grid, **options_of(case), backend="cpu"), expected), str(case)
 
 
-CHECKS = [values, extremes, numbers, ends, hidden, strides, rescaled, cached, threads]
+CHECKS = [values, extremes, numbers, ends, hidden, strides, rescaled, cached, threads, linear]
 
 
-def load(path: str) -> None:
-    """The build at a path, in the place of the installed one."""
-    compact.load(path)
-    integer_cpu._LIBRARY, integer_cpu.INSTALLED = integer_cpu._load(), True
-
-
-def failing(checks: list[Callable[[], None]], verbose: bool = False) -> str:
-    """The name of the first check that fails for some instruction set, or "survives"."""
-    for name in integer_cpu.instruction_sets():
-        with integer_cpu.using(name):
-            for check in checks:
-                try:
-                    check()
-                except Exception as error:
-                    if verbose:
-                        print(f"{name}: {error!r}"[:300], file=sys.stderr)
-                    return str(check.__name__)
-    return "survives"
-
-
-def in_a_child(path: str) -> str:
-    """``failing`` of a build that may crash or hang."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(40)
-        load(path)
-        os.write(writable, failing(CHECKS).encode())
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable) as answer:
-        found = answer.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return found if code == 0 else f"crash {-code}"
-
-
-def main(paths: list[str]) -> None:
-    """Each build in a child of its own; a single one with ``--here`` in this process, with a part of the sweep."""
-    torch.set_num_threads(1)
-    if paths[0] == "--here":
-        load(paths[1])
-        print(failing([*CHECKS, sweep], verbose=True))
-        return
-    for case in CASES:  # once for all children
+def prepare() -> None:
+    for case in CASES:
         for floats in (False, True):
             prepared(case, floats)
-    for path in paths:
-        print(path, in_a_child(path), flush=True)
 
 
 if __name__ == "__main__":
-    assert cpu.INSTALLED
-    main(sys.argv[1:])
+    Suite((cpu, integer_cpu), CHECKS, sweep, prepare).main(sys.argv[1:])

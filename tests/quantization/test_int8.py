@@ -9,6 +9,7 @@ from torch import nn
 
 from inhibitor import InhibitorConfig, InhibitorError, inhibitor_attention
 from inhibitor.models.int8 import FakeInt8Linear, Int8Embedding, Int8Linear, IntegerInhibitorAttention
+from inhibitor.ops.int8_linear import codes
 from inhibitor.ops.integer import inhibitor_attention_int8, integer_attention
 from inhibitor.ops.integer_grid import quantize_query_key, quantize_value
 from inhibitor.quantization.calibrate import best_step, calibrate_attention, fill_embedding, input_grid
@@ -123,6 +124,21 @@ def test_a_descent_on_the_steps_alone_lowers_the_error():
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_the_grid_follows_a_fused_optimizer():
+    """Which changes parameters without telling their version."""
+    attention, (query, key, value) = made()
+    optimizer = torch.optim.AdamW(attention.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        before = attention(query, key, value, None, False, SCALE)
+    attention(query, key, value, None, False, SCALE).square().sum().backward()
+    optimizer.step()
+    fresh = copy.deepcopy(attention)
+    with torch.no_grad():
+        after = attention(query, key, value, None, False, SCALE)
+        assert torch.equal(after, fresh(query, key, value, None, False, SCALE))
+    assert not torch.equal(after, before)
+
+
 @pytest.mark.parametrize(("low", "high"), [(-128, 127), (-7, 7)])
 def test_the_best_step_is_no_worse_than_any_other(low, high):
     x = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [1.0], [30.0]])
@@ -186,7 +202,14 @@ def test_the_linear_layer_is_what_was_trained():
     x = case.x.view(4, 150, -1)
     with torch.no_grad():
         torch.testing.assert_close(fake(x), real(x), rtol=1e-5, atol=1e-4)
-        exact = real.scale * ((real.codes(case.x).double() - real.zero_point) @ real.weight.double().T) + real.bias
+        exact = (
+            real.scale
+            * (
+                (codes(case.x, real.multiplier, int(real.zero_point)).double() - real.zero_point)
+                @ real.weight.double().T
+            )
+            + real.bias
+        )
         torch.testing.assert_close(real(case.x).double(), exact.double(), rtol=1e-6, atol=1e-5)
     fake(x).square().sum().backward()
     assert (fake.weight.grad != 0).any()

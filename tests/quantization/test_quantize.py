@@ -81,6 +81,13 @@ def test_padding_and_neighbours_change_nothing(student, batches):
     torch.testing.assert_close(logits(student, alone)[0], logits(student, batch)[0], rtol=0, atol=1e-5)
 
 
+def test_it_compiles_into_one_graph(student, batches):
+    quantize(student, None, batches)
+    with torch.no_grad():
+        compiled = torch.compile(student, fullgraph=True, backend="aot_eager")(**batches[0]).logits
+    torch.testing.assert_close(compiled, logits(student, batches[0]), rtol=1e-3, atol=1e-4)
+
+
 def test_chosen_layers_only(tiny_bert, batches):
     model = convert(AutoModelForSequenceClassification.from_pretrained(tiny_bert), InhibitorConfig(layers=(1,))).eval()
     quantize(model, None, batches)

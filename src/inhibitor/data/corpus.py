@@ -286,17 +286,15 @@ class _Packer:
             verbose=False,
         )
         ids = np.asarray([token for document in encoded["input_ids"] for token in (*document, self.separator)])
-        rows = self._rows(ids, self.lengths[0])
-        if not len(rows):
+        whole = len(ids) // self._taken(self.lengths[0])
+        if not whole:
             raise DataError(
                 "text",
                 expected=f"{len(batch['text'])} documents that fill a block of {self.lengths[0]} tokens",
                 got=f"{len(ids)} tokens",
                 remedy="Shorten max_length, or join the documents.",
             )
-        if len(self.lengths) == 1:
-            return self._columns(rows, self.lengths * len(rows))
-        run = min(self.run, len(rows) // len(self.lengths)) or len(rows)
+        run = whole if len(self.lengths) == 1 else min(self.run, whole // len(self.lengths)) or whole
         found, lengths = [], list[int]()
         turns = itertools.cycle(self.lengths)
         length = next(itertools.islice(turns, indices[0] // len(indices) % len(self.lengths), None))

@@ -300,7 +300,8 @@ class DistillationTrainer(FiniteTrainer):
                 {"params": groups["matrices"], "lr": rate, "weight_decay": decay},
                 {"params": groups["vectors"], "lr": rate, "weight_decay": 0.0},
                 {"params": groups["inhibitor"], "lr": self.stage.inhibitor_learning_rate, "weight_decay": 0.0},
-            ]
+            ],
+            fused=True,
         )
         return self.optimizer
 

@@ -11,12 +11,13 @@ from inhibitor.errors import ModelError
 from inhibitor.models.attention import NAME, InhibitorAttention, inhibitor_layers
 from inhibitor.models.config import InhibitorConfig, Int8Config
 from inhibitor.models.families import attention_modules, layer_modules
+from inhibitor.ops.int8_linear import int8_linear
 from inhibitor.ops.integer import inhibitor_attention_int8
 from inhibitor.ops.integer_grid import IntegerGrid, inverse, quantize_query_key, quantize_value
+from inhibitor.ops.integer_operator import grid_of, steps_of
 
 INT8 = "int8"
 Kind = Literal["attention", "linear", "embeddings"]
-_ROWS = 128  # put on the grid at a time: what they need between stays in the cache
 
 
 class IntegerInhibitorAttention(InhibitorAttention):
@@ -39,15 +40,13 @@ class IntegerInhibitorAttention(InhibitorAttention):
 
     def steps(self) -> tuple[Tensor, Tensor]:
         """The steps of query and key, and of the value: float32 of shape (heads,) each."""
-        # In float64: float32's exp2 may differ in the last bit with an element's place in memory.
-        query_key, value = (
-            torch.exp2(log2.double()).float() for log2 in (self.log2_query_key_step, self.log2_value_step)
-        )
-        return query_key, value
+        return steps_of(self.log2_query_key_step), steps_of(self.log2_value_step)
 
     def grid(self, scale: float) -> IntegerGrid:
         """The grid that γ, δ and the steps give, for a factor of the distance."""
-        return IntegerGrid.of(*self.steps(), self.gamma, self.delta, scale)
+        with torch.no_grad():
+            made = grid_of(self.log2_query_key_step, self.log2_value_step, self.gamma, self.delta, scale)
+        return IntegerGrid(*made)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
@@ -100,21 +99,6 @@ def _on_grid(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return (_straight_through((x.float() * inverse(step)).clamp(low, high)) * step).to(x.dtype)
 
 
-class _NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor) -> Tensor:
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise ModelError(
-            "an int8 linear layer",
-            expected="inference",
-            got="a gradient to pass on",
-            remedy="Train for integers with the float model (`integers` in a recipe), and quantize it afterwards.",
-        )
-
-
 class Int8Linear(nn.Module):
     """A linear layer that multiplies unsigned inputs of 8 bits and signed weights of 8 bits, by oneDNN.
 
@@ -140,7 +124,6 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self._packed: tuple[tuple[int, int], Tensor, int, Tensor] | None = None
 
     @torch.no_grad()
     def fill(self, linear: nn.Linear, multiplier: Tensor, zero_point: Tensor) -> None:
@@ -152,44 +135,15 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             self.bias.copy_(linear.bias)
 
-    def codes(self, x: Tensor) -> Tensor:
-        """The codes of rows x, (rows, in_features) floating point, as uint8."""
-        zero_point = self._pack()[2]
-        codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-        for rows, written in zip(torch.split(x, _ROWS), torch.split(codes, _ROWS), strict=True):
-            written.copy_(torch.mul(rows, self.multiplier).round_().add_(zero_point).clamp_(0, 255))
-        return codes
-
     def forward(self, x: Tensor) -> Tensor:
-        """(…, out_features) in x's dtype, for x of shape (…, in_features)."""
-        _, packed, zero_point, offsets = self._pack()
-        rows = x.reshape(-1, self.in_features).float()
-        output: Tensor = torch.ops.onednn.qlinear_pointwise(
-            self.codes(rows), 1.0, zero_point, packed, self.scale, offsets, self.bias,
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        output = output.to(x.dtype).view(*x.shape[:-1], self.out_features)
-        return _NoGradient.apply(output, x) if torch.is_grad_enabled() else output  # type: ignore[no-untyped-call]
+        """(…, out_features) in x's dtype, for x of shape (…, in_features).
 
-    def _pack(self) -> tuple[tuple[int, int], Tensor, int, Tensor]:
-        """The weight in oneDNN's layout and the zero point as a number; made anew when the weight has changed."""
-        version = 0 if self.weight.is_inference() else self.weight._version  # PyTorch counts no changes of those
-        state = (self.weight.data_ptr(), version)
-        if self._packed is None or self._packed[0] != state:
-            if self.weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
-                raise ModelError(
-                    "int8 linear layers",
-                    expected="a CPU, and a PyTorch with oneDNN",
-                    got=f"device {self.weight.device}",
-                    remedy="Quantize with linear='float' for this machine.",
-                )
-            packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
-            offsets = torch.zeros(self.out_features, dtype=torch.int32)
-            self._packed = (state, packed, int(self.zero_point), offsets)
-        return self._packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # a copy packs its own
+        Raises:
+            ModelError: Not on a CPU, or a gradient is asked for.
+            OperatorError: A number is NaN.
+        """
+        output: Tensor = int8_linear(x, self.multiplier, self.zero_point, self.weight, self.scale, self.bias)
+        return output
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

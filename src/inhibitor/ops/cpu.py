@@ -9,7 +9,7 @@ import ctypes
 import importlib.util
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,9 +32,6 @@ def _load() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    library.inhibitor_choose.restype = ctypes.c_char_p
-    library.inhibitor_choose.argtypes = [ctypes.c_char_p]
-    library.inhibitor_available.restype = ctypes.c_char_p
     for function in (library.inhibitor_forward, library.inhibitor_backward):
         function.restype = ctypes.c_int32
         function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
@@ -48,51 +45,65 @@ _LIBRARY = _load()
 INSTALLED = _LIBRARY is not None
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """What this build and this processor can run, best first; empty where the package was installed without kernels.
+class InstructionSets:
+    """The instruction sets of an operator's kernels; the float and the integer operator choose apart.
 
-    Example:
-        >>> set(instruction_sets()) <= {"avx512", "avx2", "portable"}
-        True
+    Args:
+        library: Gives the library, or None where the package was installed without; asked anew in every call.
+        prefix: What the names of the operator's functions in it begin with.
     """
-    return () if _LIBRARY is None else tuple(_LIBRARY.inhibitor_available().decode().split())
+
+    def __init__(self, library: Callable[[], ctypes.CDLL | None], prefix: str) -> None:
+        self._library, self._prefix = library, prefix
+
+    def available(self) -> tuple[str, ...]:
+        """What this build and this processor can run, best first; empty where there are no kernels.
+
+        Example:
+            >>> from inhibitor.ops import cpu, integer_cpu
+            >>> set(cpu.instruction_sets()) <= {"avx512", "avx2", "portable"}
+            True
+            >>> set(integer_cpu.instruction_sets()) <= {"avx512vnni", "avx512", "avx2", "portable"}
+            True
+        """
+        return tuple((self._ask("available") or "").split())
+
+    def current(self) -> str | None:
+        """The instruction set in use, None where there are no kernels."""
+        return self._ask("choose", None)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Run with another instruction set, for tests and benchmarks; of the whole process, not of one thread.
+
+        Raises:
+            OperatorError: The build or the processor does not have it.
+        """
+        known, before = self.available(), self.current()
+        if before is None or name not in known:
+            raise OperatorError(
+                "instruction set",
+                expected="one of " + (", ".join(known) or "none: no native kernels are installed"),
+                got=repr(name),
+                remedy=suggestion(name, known),
+            )
+        self._ask("choose", name.encode())
+        try:
+            yield
+        finally:
+            self._ask("choose", before.encode())
+
+    def _ask(self, function: str, *arguments: bytes | None) -> str | None:
+        library = self._library()
+        if library is None:
+            return None
+        ask = getattr(library, f"{self._prefix}_{function}")
+        ask.restype = ctypes.c_char_p
+        return str(ask(*arguments).decode())
 
 
-def instruction_set() -> str | None:
-    """The instruction set in use, None where there are no kernels."""
-    return None if _LIBRARY is None else str(_LIBRARY.inhibitor_choose(None).decode())
-
-
-@contextmanager
-def using(name: str) -> Iterator[None]:
-    """Run with another instruction set, for tests and benchmarks; of the whole process, not of one thread.
-
-    Raises:
-        OperatorError: The build or the processor does not have it.
-    """
-    check_instruction_set(name, instruction_sets())
-    before = instruction_set()
-    _choose(name)
-    try:
-        yield
-    finally:
-        _choose(before)
-
-
-def check_instruction_set(name: str, known: tuple[str, ...]) -> None:
-    """Refuse a name that is not among the known ones."""
-    if name not in known:
-        raise OperatorError(
-            "instruction set",
-            expected="one of " + (", ".join(known) or "none: no native kernels are installed"),
-            got=repr(name),
-            remedy=suggestion(name, known),
-        )
-
-
-def _choose(name: str | None) -> None:
-    if _LIBRARY is not None and name is not None:
-        _LIBRARY.inhibitor_choose(name.encode())
+_SETS = InstructionSets(lambda: _LIBRARY, "inhibitor")
+instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS.using
 
 
 def empty_result(query: Tensor, value: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

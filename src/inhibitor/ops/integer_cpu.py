@@ -6,8 +6,6 @@ instructions for neural networks, and without. The specification is docs/integer
 
 import ctypes
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,54 +25,25 @@ def _load() -> ctypes.CDLL | None:
     library = cpu._LIBRARY
     if library is None:
         return None
-    library.inhibitor_integer_choose.restype = ctypes.c_char_p
-    library.inhibitor_integer_choose.argtypes = [ctypes.c_char_p]
-    library.inhibitor_integer_available.restype = ctypes.c_char_p
     library.inhibitor_integer_forward.restype = ctypes.c_int32
     library.inhibitor_integer_forward.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     library.inhibitor_integer_append.restype = ctypes.c_int32
     library.inhibitor_integer_append.argtypes = [*[ctypes.c_char_p] * 3, *[ctypes.c_int64] * 2]
+    library.inhibitor_integer_codes.restype = ctypes.c_int32
+    library.inhibitor_integer_codes.argtypes = [
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+    ]
     return library
 
 
 _LIBRARY = _load()
 INSTALLED = _LIBRARY is not None
 
-
-def instruction_sets() -> tuple[str, ...]:
-    """What this build and this processor can run, best first; empty where the package was installed without kernels.
-
-    Example:
-        >>> set(instruction_sets()) <= {"avx512vnni", "avx512", "avx2", "portable"}
-        True
-    """
-    return () if _LIBRARY is None else tuple(_LIBRARY.inhibitor_integer_available().decode().split())
-
-
-def instruction_set() -> str | None:
-    """The instruction set in use, None where there are no kernels."""
-    return None if _LIBRARY is None else str(_LIBRARY.inhibitor_integer_choose(None).decode())
-
-
-@contextmanager
-def using(name: str) -> Iterator[None]:
-    """Run with another instruction set, for tests and benchmarks; of the whole process, not of one thread.
-
-    Raises:
-        OperatorError: The build or the processor does not have it.
-    """
-    cpu.check_instruction_set(name, instruction_sets())
-    before = instruction_set()
-    _choose(name)
-    try:
-        yield
-    finally:
-        _choose(before)
-
-
-def _choose(name: str | None) -> None:
-    if _LIBRARY is not None and name is not None:
-        _LIBRARY.inhibitor_integer_choose(name.encode())
+_SETS = cpu.InstructionSets(lambda: _LIBRARY, "inhibitor_integer")
+instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS.using
 
 
 def forward(
@@ -146,6 +115,24 @@ def append(
     places = (struct.pack("=5q", *cpu.strided(tensor)) for tensor in packed)
     if _LIBRARY is not None:
         _check(_LIBRARY.inhibitor_integer_append(problem, *places, length, torch.get_num_threads()), more, key_heads)
+
+
+def codes(x: Tensor, multiplier: Tensor, zero_point: int) -> Tensor:
+    """``clamp(round(x · multiplier) + zero_point, 0, 255)`` as uint8, for float32 of shape (rows, features).
+
+    Raises:
+        OperatorError: A number is NaN.
+    """
+    result = torch.empty(x.shape, dtype=torch.uint8)
+    if x.numel() and _LIBRARY is not None:
+        x, multiplier = x.contiguous(), multiplier.contiguous()
+        places = x.data_ptr(), multiplier.data_ptr(), zero_point, *x.shape, result.data_ptr()
+        fault = _LIBRARY.inhibitor_integer_codes(*places, torch.get_num_threads())
+        if fault == _NO_MEMORY:
+            raise MemoryError("int8 linear layer: no memory")
+        if fault:
+            raise nan_in("input of an int8 linear layer", "NaN")
+    return result
 
 
 def _run(

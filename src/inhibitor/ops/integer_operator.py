@@ -1,5 +1,6 @@
-"""``torch.ops.inhibitor.integer_attention``: schema and shapes, in one place."""
+"""``torch.ops.inhibitor.integer_attention`` and ``integer_grid``: schema and shapes, in one place."""
 
+import functools
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, integer_cpu, integer_reference
-from inhibitor.ops.integer_grid import GridTensors, IntegerOptions
+from inhibitor.ops.integer_grid import GridTensors, IntegerGrid, IntegerOptions
 
 BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "reference": integer_reference}
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
@@ -50,3 +51,52 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
 
 torch.library.register_fake("inhibitor::integer_attention", _fake)
 torch.library.register_autograd("inhibitor::integer_attention", _no_gradient)
+
+
+# The grid of parameters that training changes and inference does not: steps by their log2, (heads,) each as γ and δ.
+torch.library.define(
+    "inhibitor::integer_grid",
+    "(Tensor log2_query_key_step, Tensor log2_value_step, Tensor gamma, Tensor delta, float scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+grid_of = torch.ops.inhibitor.integer_grid.default
+
+
+@torch.library.impl("inhibitor::integer_grid", "CompositeExplicitAutograd")
+def _grid(*parameters: Any) -> tuple[Tensor, ...]:
+    *tensors, scale = parameters
+    numbers = (tuple(tensor.tolist()) for tensor in tensors)
+    # Copies: a graph may write into what it is given.
+    return tuple(tensor.clone() for tensor in _grid_of_numbers(*numbers, scale, tensors[0].device))
+
+
+# By the numbers, because fused optimizers change a parameter without telling its version.
+@functools.lru_cache(maxsize=1024)
+def _grid_of_numbers(
+    log2_query_key_step: tuple[float, ...],
+    log2_value_step: tuple[float, ...],
+    gamma: tuple[float, ...],
+    delta: tuple[float, ...],
+    scale: float,
+    device: torch.device,
+) -> GridTensors:
+    wide = (
+        torch.tensor(numbers, dtype=torch.float64, device=device)
+        for numbers in (log2_query_key_step, log2_value_step, gamma, delta)
+    )
+    query_key, value, slope, shift = wide
+    return IntegerGrid.of(steps_of(query_key), steps_of(value), slope, shift, scale).tensors
+
+
+def steps_of(log2: Tensor) -> Tensor:
+    """2 to the power of numbers, in float32."""
+    # In float64: float32's exp2 may differ in the last bit with an element's place in memory.
+    return torch.exp2(log2.double()).float()
+
+
+def _fake_grid(log2_query_key_step: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    dtypes = torch.float32, torch.float32, torch.int32, torch.int32, torch.int32
+    return tuple(torch.empty_like(log2_query_key_step, dtype=dtype) for dtype in dtypes)
+
+
+torch.library.register_fake("inhibitor::integer_grid", _fake_grid)

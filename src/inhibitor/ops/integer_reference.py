@@ -81,11 +81,11 @@ def _refuse_nan(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> N
             raise nan_in(name)
 
 
-def nan_in(name: str) -> OperatorError:
-    """The error for a NaN that some query would see."""
+def nan_in(name: str, got: str = "NaN where a query sees it") -> OperatorError:
+    """The error for a NaN that would be put on a grid."""
     return OperatorError(
         name,
         expected="numbers",
-        got="NaN where a query sees it",
+        got=got,
         remedy="No integer stands for it: look for the layer that makes it.",
     )

@@ -55,7 +55,8 @@ def quantize(
         made: Any = empty(kind, module, config, model.config.num_attention_heads)
         if kind == "linear":
             known = isinstance(module, FakeInt8Linear)
-            grid = (module.multiplier, module.zero_point) if known else input_grid(module, *samples.of(path))
+            sampled = samples.inputs[path], samples.ranges[path]
+            grid = (module.multiplier, module.zero_point) if known else input_grid(module, *sampled)
             made.fill(module, *grid)
         elif kind == "embeddings":
             fill_embedding(made, module)

@@ -24,7 +24,6 @@ def by_rows(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
     """∂Q and, for each row, the mean of ∂S over its keys (``shares``) and its parts of ∂γ/scale and ∂δ."""
-    row_blocks = tl.cdiv(queries, ROWS)
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     queries_r = queries_t + ROWS * HEAD_WIDTH
@@ -36,10 +35,7 @@ def by_rows(
     weights_t = directions_t + KEYS * VALUE_WIDTH
     sees_t = weights_t + ROWS * KEYS
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        pair = (block // row_blocks).to(tl.int64)
-        batch, head = pair // heads, pair % heads
-        rows = (row_blocks - 1 - block % row_blocks) * ROWS + tl.arange(0, ROWS)  # of a causal rule the longest first
-        exist = rows < queries
+        pair, batch, head, rows, exist = tiles.rows_of(block, heads, queries, ROWS)
         key_base = key + batch * key_batch + head // groups * key_head
         value_base = value + batch * value_batch + head // groups * value_head
         mask_base = mask + batch * mask_batch + head * mask_head

@@ -18,16 +18,12 @@ def row_means(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """For each row, the mean of Σ|q − k| over the keys that it may see, and how many these are."""
-    row_blocks = tl.cdiv(queries, ROWS)
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     keys_t = queries_t + ROWS * HEAD_WIDTH
     target = keys_t + KEYS * HEAD_WIDTH
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        pair = (block // row_blocks).to(tl.int64)
-        batch, head = pair // heads, pair % heads
-        rows = (row_blocks - 1 - block % row_blocks) * ROWS + tl.arange(0, ROWS)  # of a causal rule the longest first
-        exist = rows < queries
+        pair, batch, head, rows, exist = tiles.rows_of(block, heads, queries, ROWS)
         key_base = key + batch * key_batch + head // groups * key_head
         mask_base = mask + batch * mask_batch + head * mask_head
         base = query + batch * query_batch + head * query_head
@@ -65,7 +61,6 @@ def forward(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
     """Σ_j of the inhibited values, from the means of ``row_means``."""
-    row_blocks = tl.cdiv(queries, ROWS)
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     keys_t = queries_t + ROWS * HEAD_WIDTH
@@ -73,10 +68,7 @@ def forward(
     signs = magnitudes + KEYS * VALUE_WIDTH
     inhibition_t = signs + KEYS * VALUE_WIDTH
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        pair = (block // row_blocks).to(tl.int64)
-        batch, head = pair // heads, pair % heads
-        rows = (row_blocks - 1 - block % row_blocks) * ROWS + tl.arange(0, ROWS)  # of a causal rule the longest first
-        exist = rows < queries
+        pair, batch, head, rows, exist = tiles.rows_of(block, heads, queries, ROWS)
         key_base = key + batch * key_batch + head // groups * key_head
         value_base = value + batch * value_batch + head // groups * value_head
         mask_base = mask + batch * mask_batch + head * mask_head

@@ -20,6 +20,18 @@ LARGEST = tl.constexpr(2.0**126)  # of the values that can be scaled by a power 
 
 
 @triton.jit
+def rows_of(block, heads, queries, ROWS: tl.constexpr):
+    """Of a block: the number of its batch and head together, each alone, its rows, and which of these exist.
+
+    The last rows come first: under a causal rule they have the most work.
+    """
+    row_blocks = tl.cdiv(queries, ROWS)
+    pair = (block // row_blocks).to(tl.int64)
+    rows = (row_blocks - 1 - block % row_blocks) * ROWS + tl.arange(0, ROWS)
+    return pair, pair // heads, pair % heads, rows, rows < queries
+
+
+@triton.jit
 def tile(source, row_stride, feature_stride, rows, present, FEATURES: tl.constexpr, WIDTH: tl.constexpr):
     """Some rows of one head in float32; 0 where a row is not present and beyond the last feature."""
     features = tl.arange(0, WIDTH).to(tl.int64)
