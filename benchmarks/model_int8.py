@@ -41,7 +41,7 @@ from inhibitor.report.tables import MISSING, Table, number
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = "8x128,1x128,1x512,1x2048,1x8192"
-OURS = "inhibitor int8"
+OURS = "inhibitor int8, compiled"
 SECONDS = 20.0  # of a rival's rounds at one shape, about
 LARGEST_ERROR = 0.3  # of the hidden states of a random model, relative: int8 gives .01 to .1, a wrong model 1 and more
 
@@ -88,14 +88,18 @@ def dynamic(model: DistilBertModel, engine: str, ids: Tensor) -> Call:
     return states(small)
 
 
+def compiled(model: PreTrainedModel, ids: Tensor) -> Call:
+    """A model as ``torch.compile`` has it for the shape."""
+    return states(torch.compile(model, dynamic=False))
+
+
 def torchao(model: DistilBertModel, ids: Tensor) -> Call:
     """Int8 linear layers of torchao, compiled for the shape."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     model = copy.deepcopy(model)
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    torch._dynamo.reset()
-    return states(torch.compile(model, dynamic=False))
+    return compiled(model, ids)
 
 
 def exported(model: DistilBertModel, folder: Path, ids: Tensor) -> Path:
@@ -144,7 +148,8 @@ def rivals(folder: Path) -> list[Rival]:
     ours = quantize(copy.deepcopy(student), Int8Config(), [batch])
     onnx = ("onnx", "onnxscript")
     return [
-        Rival(OURS, "inhibitor", lambda ids: states(ours)),
+        Rival(OURS, "inhibitor", partial(compiled, ours)),
+        Rival("inhibitor int8", "inhibitor", lambda ids: states(ours)),
         Rival("inhibitor float32", "inhibitor", lambda ids: states(student)),
         Rival("softmax float32", "softmax", lambda ids: states(model)),
         Rival("softmax bfloat16", "softmax", lambda ids: states(half)),
@@ -166,6 +171,7 @@ def error(found: Tensor, true: Tensor) -> float:
 def measure(shape: tuple[int, int], found: list[Rival], rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Check and time all rivals at one shape."""
     batch, length = shape
+    torch._dynamo.reset()
     ids = torch.randint(0, 30000, (batch, length), generator=torch.Generator().manual_seed(0))
     truth = {rival.family: rival.make(ids)(ids) for rival in found if rival.name.endswith("float32")}
     contestants, errors, failed = [], {}, []
@@ -236,8 +242,8 @@ def figure(results: list[dict[str, Any]]) -> Figure:
         shown = [entry for entry in results if entry["batch"] == 1]
         for name in dict.fromkeys(entry["name"] for entry in shown):
             points = sorted((entry["length"], entry["milliseconds"]) for entry in shown if entry["name"] == name)
-            line, width = ("-", 2.5) if name.startswith("inhibitor") else ("--", 1.2)
-            axis.plot(*zip(*points, strict=True), line, linewidth=width, marker="o", label=name)
+            line, width, marker = ("-", 2.5, "o") if name.startswith("inhibitor") else ("--", 1.2, "s")
+            axis.plot(*zip(*points, strict=True), line, linewidth=width, marker=marker, label=name)
         lengths = sorted({entry["length"] for entry in shown})
         labelled(axis, "DistilBERT's shape, batch 1", "tokens", "milliseconds")
         limits(axis, [entry["milliseconds"] for entry in shown])

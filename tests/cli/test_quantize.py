@@ -21,24 +21,39 @@ def student(tiny_bert, tmp_path):
 def test_from_a_float_student_to_an_int8_model(cli, student, tmp_path):
     output = tmp_path / "int8"
     command = ("quantize", student, "--task", "reviews", "--output", output, "--sequences", 32, "--max-length", 32)
-    status, out, error = cli(*command)
+    status, shown, error = cli(*command)
     assert status == 0, error
     metrics = json.loads((output / "metrics.json").read_text())
     parts = [part["part"] for part in metrics["parts"]]
-    assert set(parts) == {"embeddings", *(f"layer {i}, {kind}" for i in range(2) for kind in ("attention", "linear"))}
+    assert parts == ["embeddings", *(f"layer {i}, {kind}" for kind in ("attention", "linear") for i in range(2))]
     assert all(part["sqnr"] > metrics["sqnr"] - 3 for part in metrics["parts"])
     assert metrics["bytes"]["after"] < 0.5 * metrics["bytes"]["before"]
     assert (output / "model" / "model.safetensors").stat().st_size < 1.2 * metrics["bytes"]["after"] + 20000
     assert [entry["batch"] for entry in metrics["latency"]] == [1, 8]
-    for words in ("layer 1, attention", "weights, MB", "Model:"):
-        assert words in out
+    assert [layer["layer"] for layer in metrics["clipped"]] == [0, 1]
+    for words in ("layer 1, attention", "weights, MB", "Attention's clipped codes", "Model:", "Report:"):
+        assert words in shown
+    page = (output / "report.html").read_text()
+    assert "Alone in integers" in page
 
     status, out, _ = cli("evaluate", "--model", output / "model", "--task", "reviews")
     assert status == 0
     scored = json.loads(out)
     assert scored["attention"] == "inhibitor"
-    assert cli(*command)[0] == 0  # finished: shown again
+    written = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".json", ".safetensors")}
+    (output / "parts.png").unlink()
+    (output / "report.html").unlink()
+    assert cli(*command)[:2] == (0, shown)  # finished: shown again, pictures and page made again, nothing else
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert (output / "parts.png").is_file()
+    assert (output / "report.html").read_text() == page
     assert cli(*command, "--seed", 1)[0] == 2  # another run in its folder
+
+    both = tmp_path / "both.html"
+    status, out, error = cli("report", output, output, "--output", both)
+    assert status == 0, error
+    assert "Models in integers" in out
+    assert "Quantisation int8, seed 0" in both.read_text()
 
 
 def test_what_cannot_be_quantized_is_said_in_a_sentence(cli, tiny_bert, student, tmp_path):

@@ -82,11 +82,21 @@ def _bare(root: Path) -> list[Path]:
     return [samples.write(root / "bare", metrics), samples.write(root / "silent", silent)]
 
 
+def _integers(root: Path) -> list[Path]:
+    return [samples.write(root / "int8", samples.quantize())]
+
+
+def _all_kinds(root: Path) -> list[Path]:
+    return [*_mixture(root), *_integers(root)]
+
+
 def _whole(path: Path, runs: list[Path], figures: int) -> None:
     page = Page(path)
     assert page.tags["figure"] == page.tags["svg"] == page.tags["figcaption"] == figures
     assert page.tags["details"] == len(runs)
-    assert page.tags["table"] == 1 + any("finetune" in (run / "config.yaml").read_text() for run in runs)
+    kinds = Counter((run / "config.yaml").read_text().splitlines()[0].removeprefix("kind: ") for run in runs)
+    training = (kinds.total() > kinds["quantize"]) + (kinds["finetune"] > 0)
+    assert page.tags["table"] == training + 3 * (kinds["quantize"] > 0)  # results, cost, clipped codes
     assert not page.tags.keys() & {"script", "link", "img", "iframe", "object"}
     text = re.sub(r"data:image/png;base64,[\w+/=\s]+", "", page.text)  # in which two slashes mean nothing
     assert not re.search(r"https?:|//[a-z]|@import|javascript:", text)
@@ -96,7 +106,10 @@ def _whole(path: Path, runs: list[Path], figures: int) -> None:
     assert all(name in local or name.startswith("data:image/png;base64,") for name in page.references)
 
 
-@pytest.mark.parametrize(("make", "figures"), [(_teacher, 1), (_traced, 7), (_mixture, 5), (_seeds, 1), (_bare, 1)])
+@pytest.mark.parametrize(
+    ("make", "figures"),
+    [(_teacher, 1), (_traced, 7), (_mixture, 5), (_seeds, 1), (_bare, 1), (_integers, 1), (_all_kinds, 6)],
+)
 def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path], list[Path]], figures: int) -> None:
     runs = make(tmp_path)
     _whole(write_report(runs, tmp_path / "out" / "report.html"), runs, figures)
@@ -104,10 +117,12 @@ def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path],
 
 def test_every_picture_lies_in_its_run_folder(tmp_path: Path) -> None:
     runs = [samples.write(tmp_path / "e1", samples.traced(layers=12, words=40)), *_teacher(tmp_path)]
+    runs += _integers(tmp_path)
     write_report(runs, tmp_path / "report.html")
     pictures = ["attention", "context_error", "curves", "heads", "parameters", "positions", "traces"]
     assert sorted(path.name for path in runs[0].glob("*.png")) == [f"{name}.png" for name in pictures]
     assert [path.name for path in runs[1].glob("*.png")] == ["curves.png"]
+    assert [path.name for path in runs[2].glob("*.png")] == ["parts.png"]
     for path in tmp_path.rglob("*.png"):
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])
@@ -151,6 +166,9 @@ def test_hostile_texts_do_nothing(tmp_path: Path) -> None:
     metrics["attention"]["text"] = hostile
     runs = [samples.write(tmp_path / "e1", metrics)]
     runs.append(samples.write(tmp_path / "sst2", samples.finetune(hostile, model=hostile)))
+    integers = samples.quantize(hostile, model=hostile)
+    integers["parts"][0]["part"] = integers["machine"]["cpu"] = integers["int8"]["linear"] = hostile
+    runs.append(samples.write(tmp_path / "int8", integers))
     (runs[0] / "config.yaml").write_text(f"seed: 0\nx: {hostile}\n", encoding="utf-8")
     page = Page(write_report(runs, tmp_path / "report.html"))
     assert not page.tags["script"]
@@ -226,7 +244,7 @@ def test_a_student_of_another_shape_lacks_errors_only(tmp_path: Path, missing: s
     (summary,) = _summary(studies(read_runs(runs)))
     assert ("of the hidden states" in summary) is ("hidden_error" not in missing)
     assert ("of the context vectors" in summary) is ("context_error" not in missing)
-    row = summarise(runs).rows[1]
+    row = summarise(runs)[0].rows[1]
     assert [cell == "-" for cell in row[1:]] == [name in missing for name in ("context_error", "hidden_error")]
 
 

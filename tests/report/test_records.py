@@ -44,6 +44,8 @@ def test_refuses_matrices_and_layers_that_do_not_fit(tmp_path: Path) -> None:
     lacking = samples.traced()
     lacking["stages"][0]["history"][0]["traces"]["gamma"] *= 2
     ragged, late = samples.traced(), samples.traced()
+    unlike = samples.quantize()
+    del unlike["scores_before"]["validation"]["f1"]
     ragged["states"][0]["heads"]["keys"][2].pop()
     late["states"][-1]["positions"]["first"].pop()
     for name, metrics, fault in (
@@ -51,6 +53,7 @@ def test_refuses_matrices_and_layers_that_do_not_fit(tmp_path: Path) -> None:
         ("late", late, "context_error has not one value for each of 6 intervals"),
         ("crooked", crooked, "softmax is not 20 x 20"),
         ("uneven", uneven, "context_error"),
+        ("unlike", unlike, "scores_before has not the splits and metrics of scores"),
         ("lacking", lacking, "gamma has not one value for each of 1 layers"),
     ):
         with pytest.raises(RunError, match=fault):

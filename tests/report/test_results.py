@@ -14,7 +14,7 @@ from . import samples
 
 def test_one_row_per_state_with_errors_scores_and_retention(tmp_path: Path) -> None:
     runs = samples.experiment(tmp_path)
-    table = summarise(runs)
+    (table,) = summarise(runs)
     assert table.title == "Inhibitor attention in all-MiniLM-L6-v2"
     assert list(table.columns) == ["state", "context error", "hidden error", "MRPC", "SST-2", "retention %"]
     rows = {row[0]: list(row[1:]) for row in table.rows}
@@ -46,7 +46,7 @@ def test_tasks_name_metric_and_rows_measured(tmp_path: Path) -> None:
 def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
     runs = samples.experiment(tmp_path, tasks=("sst2",), seeds=3)
     runs.append(samples.write(tmp_path / "e1-seed1", samples.distill(seed=1)))
-    table = summarise(runs)
+    (table,) = summarise(runs)
     rows = {row[0]: row for row in table.rows}
     assert rows["teacher"][3] == "91.2 ± 0.3"
     means = [statistics.fmean(samples.distill(seed=seed)["states"][0]["context_error"]) for seed in (0, 1)]
@@ -57,7 +57,7 @@ def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
 def test_says_when_more_than_the_seed_differs(tmp_path: Path) -> None:
     runs = samples.experiment(tmp_path, tasks=("sst2",), seeds=2)
     (tmp_path / "sst2-student-1" / "config.yaml").write_text("learning_rate: 1.0\nseed: 1\n", encoding="utf-8")
-    notes = summarise(runs).notes
+    notes = summarise(runs)[0].notes
     assert notes[-1] == "More than the seed differs between the runs of: SST-2, after full-layer."
 
 
@@ -66,7 +66,7 @@ def test_distillations_of_other_recipes_stay_apart(tmp_path: Path) -> None:
     (runs[1] / "config.yaml").write_text("length_exponent: 0\nseed: 1\n", encoding="utf-8")
     first, second = studies(read_runs(runs))
     assert (first.name, second.name) == ("a/e1", "b/e1")
-    assert [row[0] for row in summarise(runs).rows][:2] == ["a/e1: teacher", "a/e1: converted"]
+    assert [row[0] for row in summarise(runs)[0].rows][:2] == ["a/e1: teacher", "a/e1: converted"]
     assert recipe(first.distillations[0]) == "kind: distill"
 
 
@@ -84,16 +84,16 @@ def test_finds_the_state_from_a_relative_path_after_a_move(tmp_path: Path, monke
 
 def test_models_of_no_known_distillation_are_compared_with_the_only_softmax_model(tmp_path: Path) -> None:
     runs = samples.experiment(tmp_path, tasks=("sst2",))[1:]
-    table = summarise(runs)
+    (table,) = summarise(runs)
     assert [list(row) for row in table.rows] == [
         [f"{samples.TEACHER} (softmax)", "90.9", "100.0"],
         ["e1/calibrated (inhibitor)", "86.1", "94.7"],
         ["e1 (inhibitor)", "89.4", "98.3"],
     ]
-    alone = summarise(runs[:1])
+    (alone,) = summarise(runs[:1])
     assert list(alone.columns) == ["model", "SST-2"]
     both = [*runs, samples.write(tmp_path / "other", samples.finetune(model="bert-base-uncased"))]
-    assert "retention %" not in summarise(both).columns
+    assert "retention %" not in summarise(both)[0].columns
     assert results_table(studies(read_runs(both))).title == "Fine-tuning results"
 
 

@@ -62,7 +62,8 @@ def show(run: Path) -> None:
 
     if processes().is_main_process:
         console = Console()
-        console.print(to_rich(summarise([run])))
+        for table in summarise([run]):
+            console.print(to_rich(table))
         console.print(f"Report: {write_report([run], run / REPORT)}", soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
 """``inhibitor quantize``: a fine-tuned float student in, an int8 model and its report out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,37 +45,21 @@ def run(
         source="quantize",
     )
     quiet()
-    _show(quantize(config), output)
+    quantize(config)
+    _show(output)
 
 
-def _show(metrics: dict[str, Any], output: Path) -> None:
+def _show(run: Path) -> None:
+    """Print a finished run's tables and write its page."""
     from rich.console import Console
 
-    from inhibitor.report.tables import MISSING, Table, number, to_rich
-    from inhibitor.runs import METRICS, MODEL
+    from inhibitor.report import to_rich, write_report
+    from inhibitor.report.integers import tables
+    from inhibitor.report.records import read_runs
+    from inhibitor.runs import MODEL, REPORT
 
     console = Console()
-    before, after = metrics["scores_before"], metrics["scores"]
-    rows = []
-    for split, measured in after.items():
-        for metric, value in measured.items():
-            given = before[split][metric]
-            kept = number(100 * value / given, 2) if given else MISSING
-            rows.append([f"{metric}, {split}, ×100", number(100 * given, 2), number(100 * value, 2), kept])
-    size = metrics["bytes"]
-    share = number(100 * size["after"] / size["before"])
-    rows.append(["weights, MB", *(number(size[side] / 1e6) for side in ("before", "after")), share])
-    for entry in metrics["latency"]:
-        medians = [number(1e3 * entry[side]["median"]) for side in ("before", "after")]
-        rows.append([f"{entry['batch']}×{entry['length']} tokens, ms", *medians, number(100 * entry["ratio"])])
-    notes = [
-        f"Change of the logits: {metrics['sqnr']:.1f} dB below them.",
-        f"Times on {metrics['machine']['threads']} threads of {metrics['machine']['cpu']}; last column: the "
-        "median of the rounds' ratios.",
-    ]
-    title = f"{metrics['model']} on {metrics['task']}"
-    console.print(to_rich(Table(title, ["", "before", "after", "after ÷ before, %"], rows, notes)))
-    if metrics["parts"]:
-        alone = [[part["part"], number(100 * part["score"], 2), number(part["sqnr"], 1)] for part in metrics["parts"]]
-        console.print(to_rich(Table("Each part alone in integers", ["", "score ×100", "logits, dB"], alone)))
-    console.print(f"Model: {output / MODEL}\nReport: {output / METRICS}", soft_wrap=True)
+    (folder,) = read_runs([run]).quantizations
+    for table in tables(folder.metrics):
+        console.print(to_rich(table))
+    console.print(f"Model: {run / MODEL}\nReport: {write_report([run], run / REPORT)}", soft_wrap=True)

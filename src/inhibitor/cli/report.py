@@ -12,11 +12,12 @@ def run(
     runs: Annotated[list[Path], typer.Argument(help="Finished run folders.")],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Compare finished runs: teacher and student side by side."""
+    """Compare finished runs: teacher and student, float and integers side by side."""
     from rich.console import Console
 
     from inhibitor.report import summarise, to_rich, write_report
 
     console = Console()
-    console.print(to_rich(summarise(runs)))
+    for table in summarise(runs):
+        console.print(to_rich(table))
     console.print(f"Report: {write_report(runs, output)}", soft_wrap=True)

@@ -25,11 +25,13 @@ from inhibitor.models.families import layer_modules
 from inhibitor.models.int8 import parts
 from inhibitor.models.loading import load_pretrained
 from inhibitor.quantization.quantize import check, quantize
+from inhibitor.quantization.seen import clipped_shares
 from inhibitor.runs import METRICS, Run
 
 BATCHES = (1, 8)  # whose latency is measured, at the task's full length
 ROUNDS = 15
 _ROWS = 16  # of a calibration batch
+_ORDER = ("embeddings", "attention", "linear")  # in which parts are measured alone
 
 
 class QuantizeConfig(Config):
@@ -64,7 +66,8 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
     Returns:
         What ``metrics.json`` holds: ``scores`` and ``headline`` after, the same ``_before``; ``bytes`` of the weights;
         ``latency`` by batch, in seconds; ``parts``, each quantised alone: its ``score`` and its ``sqnr``, the power
-        of the logits over that of their change, in decibels; ``sqnr`` of the whole.
+        of the logits over that of their change, in decibels; ``sqnr`` of the whole; ``clipped``, the shares of
+        attention's codes, layer by layer, that lie beyond their grid on the rows that steps were found on.
 
     Raises:
         DataError: The task or its data cannot be used.
@@ -80,13 +83,15 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
     folder = Run.start(config.output, config)
     encoded, truncated = encode(labelled, tokenizer, max_length)
     train = encoded.pop(labelled.splits["train"].name)
-    after = quantize(copy.deepcopy(before), config.int8, _sample(train, tokenizer, config))
+    sample = list(_sample(train, tokenizer, config))
+    after = quantize(copy.deepcopy(before), config.int8, sample)
     bench = _Bench(tokenizer, task, encoded, *score(before, tokenizer, task, encoded))
     scores, logits = score(after, tokenizer, task, encoded)
     metrics = {
         "kind": "quantize",
         "task": task.name,
         "model": config.model,
+        "seed": config.seed,
         "int8": config.int8.model_dump(mode="json"),
         "scores": scores,
         "headline": headline(task, scores),
@@ -96,6 +101,7 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
         "bytes": {"before": _bytes(before), "after": _bytes(after)},
         "latency": [_latency(before, after, batch, max_length) for batch in BATCHES],
         "parts": bench.alone(before, after, config.int8) if config.parts else [],
+        "clipped": [{"layer": layer, **shares} for layer, shares in clipped_shares(after, sample).items()],
         "machine": machine(),
         **labelled.describe(),
         "truncated": truncated,
@@ -163,7 +169,7 @@ def _groups(model: PreTrainedModel, config: Int8Config) -> dict[str, list[str]]:
     names = {module: name for name, module in model.named_modules()}
     layers = {f"{names[layer]}.": index for index, layer in enumerate(layer_modules(model))}
     groups: dict[str, list[str]] = {}
-    for kind, path, _ in parts(model, config):
+    for kind, path, _ in sorted(parts(model, config), key=lambda part: _ORDER.index(part[0])):
         layer = next((index for prefix, index in layers.items() if path.startswith(prefix)), None)
         groups.setdefault(kind if layer is None else f"layer {layer}, {kind}", []).append(path)
     return groups

@@ -32,10 +32,6 @@ class Samples:
     heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     largest: dict[int, Tensor] = field(default_factory=dict)
 
-    def of(self, path: str) -> tuple[Tensor, Tensor]:
-        """Inputs and ranges of one linear layer."""
-        return self.inputs[path], self.ranges[path]
-
 
 @torch.no_grad()
 def collect(

@@ -1,6 +1,6 @@
-"""How wide the integers of a model's attention really get."""
+"""What the integers of a model's attention really are: how wide they get, and how many are clipped."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,6 +31,39 @@ def seen_widths(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
         for name, tensor in _intermediates(attention, tapped[layer]).items():
             found[name] = max(found.get(name, 0), _bits(tensor))
     return found
+
+
+@torch.no_grad()
+def clipped_shares(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[int, dict[str, float]]:
+    """The share of attention's numbers that lie beyond their grid and become its last code, all heads together.
+
+    Args:
+        model: With integer attention, in evaluation mode.
+        batches: Inputs as the base model takes them; padding does not count.
+
+    Returns:
+        By layer, the shares ``query_key`` and ``value``, from 0 to 1.
+    """
+    found: dict[int, dict[str, list[Tensor]]] = {}
+    for batch in batches:
+        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        tapped = contexts(model, batch)
+        for layer, attention in integer_layers(model).items():
+            tap, (query_key, value) = tapped[layer], attention.steps()
+            half = 1 << attention.bits - 1
+            sides = found.setdefault(layer, {"query_key": [], "value": []})
+            sides["query_key"] += [_beyond(x, real, query_key, -half, half - 1) for x in (tap.query, tap.key)]
+            sides["value"].append(_beyond(tap.value, real, value, 1 - half, half - 1))
+    return {
+        layer: {name: float(torch.cat(beyond).double().mean()) for name, beyond in sides.items()}
+        for layer, sides in found.items()
+    }
+
+
+def _beyond(x: Tensor, real: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Whether the codes of x, (batch, heads, tokens, features), at real tokens need clipping."""
+    codes = (x.transpose(1, 2)[real] / step.view(-1, 1)).round()
+    return ((codes < low) | (codes > high)).flatten()
 
 
 def _intermediates(attention: IntegerInhibitorAttention, tap: Tapped) -> dict[str, Tensor]:

@@ -14,12 +14,22 @@ from matplotlib.figure import Figure
 from inhibitor.errors import RunError
 from inhibitor.report import plots
 from inhibitor.report.disagreement import disagreements, pairs
-from inhibitor.report.records import Distill, Energy, Finetune, Folder, Stage, read_runs
+from inhibitor.report.integers import (
+    Group,
+    clipped_table,
+    cost_table,
+    integers_table,
+    parts_figure,
+    quantized,
+    verdict,
+    worst,
+)
+from inhibitor.report.records import AnyMetrics, Distill, Energy, Finetune, Folder, Quantize, Stage, read_runs
 from inhibitor.report.results import STATES, TASKS, Study, results_table, retention, short, studies, task_table, tasks
 from inhibitor.report.tables import Table, number, plain, to_html
 from inhibitor.runs import write_bytes, write_text
 
-CURVES = "curves.png"
+CURVES, PARTS = "curves.png", "parts.png"
 CAPTIONS = {
     "traces.png": "Inside the student while it was trained, layer by layer: the squared error of its context vectors"
     " relative to the teacher's, the share of the value entries that inhibition sets to zero, and the means over heads"
@@ -32,25 +42,32 @@ CAPTIONS = {
     "positions.png": "The finished student's error of context vectors by the position of their query.",
     "parameters.png": "What training made of the inhibitor's own parameters. A point is a head, a dash the mean of a"
     " layer.",
+    PARTS: "Each part alone in integers, all others in float: the power of the logits over that of their change"
+    " (SQNR, higher is better), and the change of the score. Dotted: all parts in integers.",
 }
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
-def summarise(runs: Sequence[str | Path]) -> Table:
-    """The results table of finished run folders.
+def summarise(runs: Sequence[str | Path]) -> list[Table]:
+    """The results of finished run folders: one table of training, one of integers, as far as there are such runs.
 
     Raises:
         RunError: A folder holds no finished run.
     """
-    return results_table(studies(read_runs(runs)))
+    read = read_runs(runs)
+    return _overview(studies(read), quantized(read.quantizations))
+
+
+def _overview(found: Sequence[Study], groups: Sequence[Group]) -> list[Table]:
+    return [*([results_table(found)] if found else []), *([integers_table(groups)] if groups else [])]
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     """Write one self-contained HTML page about ``runs``, and each run's pictures as PNG into its own folder.
 
     Args:
-        runs: Finished run folders, distillations and fine-tunings in any mixture; repetitions with several seeds are
-            shown as mean ± standard deviation.
+        runs: Finished run folders, distillations, fine-tunings and quantisations in any mixture; repetitions with
+            several seeds are shown as mean ± standard deviation.
         output: The page to write; its folder is made where there is none.
 
     Returns:
@@ -62,23 +79,27 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     output, read = Path(output), read_runs(runs)
     if output.is_dir():
         raise RunError(str(output), expected="a file to write", got="a folder", remedy="Add a name, e.g. report.html.")
-    found = studies(read)
+    found, groups = studies(read), quantized(read.quantizations)
     differing = disagreements(pairs(found, read))
     svg = Svg()
     sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
     sections += [_finetuned(task, found, svg) for task in tasks(found)]
+    sections += [_quantized(folder, svg, group) for group in groups for folder in group]
     sections.append(section(differing))
     for folder in read.finetunings:
         _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})})
-    results = results_table(found)
-    tables = [replace(results, title="Results"), *([task_table(found)] if read.finetunings else [])]
+    results, *others = _overview(found, groups)
+    tables = [replace(results, title="Results"), *([task_table(found)] if read.finetunings else []), *others]
+    summary = [*_summary(found), *(verdict(group[0].metrics) for group in groups)]
     page = PAGE.substitute(
         title=html.escape(results.title),
         colours=svg.colours(),
-        summary="\n".join(f'<p class="summary">{html.escape(plain(text))}</p>' for text in _summary(found)),
+        summary="\n".join(f'<p class="summary">{html.escape(plain(text))}</p>' for text in summary),
         tables="\n".join(map(to_html, tables)),
         sections="\n".join(sections),
-        details="\n".join([*map(_details, read.distillations), *map(_details, read.finetunings)]),
+        details="\n".join(
+            [*map(_details, read.distillations), *map(_details, read.finetunings), *map(_details, read.quantizations)]
+        ),
         version=html.escape(_version()),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +176,11 @@ def _distilled(folder: Folder[Distill], svg: "Svg", study: Study) -> str:
     parts = [f'<p class="note">{html.escape(plain(_energy(metrics.energy)))}</p>'] if metrics.energy else []
     body = "\n".join([*parts, *(svg.figure(picture, captions[name]) for name, picture in pictures.items())])
     folded = folder is not study.distillations[0]
-    title = html.escape(plain(f"Distillation {folder.name if folded else study.name}, seed {metrics.seed}"))
+    return _part(f"Distillation {folder.name if folded else study.name}, seed {metrics.seed}", body, folded)
+
+
+def _part(title: str, body: str, folded: bool) -> str:
+    title = html.escape(plain(title))
     if folded:
         return f"<details><summary>{title}</summary>\n{body}</details>"
     return f"<section><h2>{title}</h2>\n{body}</section>"
@@ -176,6 +201,19 @@ def _finetuned(task: str, found: Sequence[Study], svg: "Svg") -> str:
         return ""
     caption = "Loss while fine-tuning and score after each epoch; one line per run."
     return f"<section><h2>Fine-tuning on {name}</h2>\n{svg.figure(picture, caption)}</section>"
+
+
+def _quantized(folder: Folder[Quantize], svg: "Svg", group: Group) -> str:
+    """What one quantisation costs and gains; a group's repetitions are folded away."""
+    metrics, picture = folder.metrics, parts_figure(folder.metrics)
+    _save(folder, {PARTS: picture})
+    parts = [to_html(cost_table(metrics))]
+    if picture:
+        parts += [f"<p>{html.escape(plain(worst(metrics)))}</p>", svg.figure(picture, CAPTIONS[PARTS])]
+    if metrics.clipped:
+        parts.append(to_html(clipped_table(metrics)))
+    title = f"Quantisation {folder.name}, seed {metrics.seed}"
+    return _part(title, "\n".join(parts), folder is not group[0])
 
 
 def _stage_caption(stages: Sequence[Stage]) -> str:
@@ -226,9 +264,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _details(folder: Folder[Distill] | Folder[Finetune]) -> str:
+def _details(folder: Folder[AnyMetrics]) -> str:
     metrics = folder.metrics
-    what = "distillation" if isinstance(metrics, Distill) else f"fine-tuning on {TASKS.get(metrics.task, metrics.task)}"
+    what = "distillation"
+    if not isinstance(metrics, Distill):
+        verb = "fine-tuning" if isinstance(metrics, Finetune) else "quantisation"
+        what = f"{verb} on {TASKS.get(metrics.task, metrics.task)}"
     parts = (("config.yaml", folder.config), ("versions.json", folder.versions))
     texts = "".join(f"<h3>{name}</h3><pre>{html.escape(_lines(text))}</pre>" for name, text in parts)
     name = html.escape(plain(f"{folder.name}: {what}, seed {metrics.seed}"))
@@ -239,7 +280,7 @@ def _lines(text: str) -> str:
     return "\n".join(map(plain, text.strip().splitlines()))
 
 
-def _save(folder: Folder[Distill] | Folder[Finetune], pictures: dict[str, Figure] | dict[str, Figure | None]) -> None:
+def _save(folder: Folder[AnyMetrics], pictures: dict[str, Figure] | dict[str, Figure | None]) -> None:
     for name, picture in pictures.items():
         if picture:
             write_bytes(folder.path / name, plots.to_png(picture))

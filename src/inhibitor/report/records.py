@@ -179,25 +179,35 @@ class Evaluation(_Record):
     scores: dict[str, dict[str, float]]
 
 
-class Finetune(_Record):
-    """Metrics of fine-tuning one model on one task."""
+class _Scored(_Record):
+    """A model's scores on one task: split, metric, value."""
 
-    kind: Literal["finetune"]
     task: str
     model: str = Field(pattern=r"^[^\x00]+$")
-    attention: Literal["inhibitor", "softmax"]
     seed: int
     scores: dict[str, dict[str, float]]
     headline: float
     rows: dict[str, int] = {}
-    history: list[Step] = []
-    evaluations: list[Evaluation] = []
 
     def headline_metric(self) -> str:
         """The metric that is the headline, or every metric where the headline is their mean."""
         names = list(dict.fromkeys(name for split in self.scores.values() for name in split))
         same = [name for name in names if any(split.get(name) == self.headline for split in self.scores.values())]
         return same[0] if same else " / ".join(names)
+
+    def rows_measured(self) -> int | None:
+        """Rows of the splits that were scored."""
+        counts = [self.rows[split] for split in self.scores if split in self.rows]
+        return sum(counts) if counts else None
+
+
+class Finetune(_Scored):
+    """Metrics of fine-tuning one model on one task."""
+
+    kind: Literal["finetune"]
+    attention: Literal["inhibitor", "softmax"]
+    history: list[Step] = []
+    evaluations: list[Evaluation] = []
 
     def headline_by_epoch(self) -> list[tuple[float, float]]:
         """Epoch and headline score, in the headline's own metric."""
@@ -209,14 +219,89 @@ class Finetune(_Record):
                 points.append((evaluation.epoch, sum(values) / len(values)))
         return points
 
-    def rows_measured(self) -> int | None:
-        """Rows of the splits that were scored."""
-        counts = [self.rows[split] for split in self.scores if split in self.rows]
-        return sum(counts) if counts else None
+
+class Int8(_Record):
+    """What became integers: bits of attention, and the form of the other parts, "int8" or "float"."""
+
+    attention: int
+    linear: str
+    embeddings: str
 
 
-Metrics = TypeVar("Metrics", bound=Distill | Finetune, covariant=True)
-_METRICS: TypeAdapter[Distill | Finetune] = TypeAdapter(Annotated[Distill | Finetune, Field(discriminator="kind")])
+class Bytes(_Record):
+    """The weights of the float model, and those of the quantised one."""
+
+    before: int
+    after: int
+
+
+class Seconds(_Record):
+    """One call: the median, and the interquartile range."""
+
+    median: float
+    spread: float
+
+
+class Latency(_Record):
+    """One call of the float model and of the quantised one, and the median of the rounds' ratios."""
+
+    batch: int
+    length: int
+    before: Seconds
+    after: Seconds
+    ratio: float
+
+
+class Part(_Record):
+    """One part in integers, all others in float: the headline score, and the logits over their change in decibels."""
+
+    part: str
+    score: float
+    sqnr: float
+
+
+class Clipped(_Record):
+    """The share of a layer's codes that lie beyond their grid."""
+
+    layer: int
+    query_key: float
+    value: float
+
+
+class Machine(_Record):
+    """What times were measured on."""
+
+    cpu: str
+    threads: int
+
+
+class Quantize(_Scored):
+    """Metrics of turning one fine-tuned model into integers."""
+
+    kind: Literal["quantize"]
+    int8: Int8
+    scores_before: dict[str, dict[str, float]]
+    headline_before: float
+    sqnr: float
+    bytes: Bytes
+    latency: list[Latency] = []
+    parts: list[Part] = []
+    clipped: list[Clipped] = []
+    machine: Machine
+
+    @model_validator(mode="after")
+    def _same_scores(self) -> Self:
+        before, after = (
+            {name: list(split) for name, split in side.items()} for side in (self.scores_before, self.scores)
+        )
+        if before != after:
+            raise ValueError("scores_before has not the splits and metrics of scores")
+        return self
+
+
+AnyMetrics: TypeAlias = Distill | Finetune | Quantize
+Metrics = TypeVar("Metrics", bound=AnyMetrics, covariant=True)
+_METRICS: TypeAdapter[AnyMetrics] = TypeAdapter(Annotated[AnyMetrics, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
@@ -240,27 +325,30 @@ class Runs:
 
     distillations: list[Folder[Distill]]
     finetunings: list[Folder[Finetune]]
+    quantizations: list[Folder[Quantize]]
 
 
 def read_runs(paths: Sequence[str | Path]) -> Runs:
     """Read finished run folders; one that is named twice counts once.
 
     Raises:
-        RunError: No folder at all, or one without a ``metrics.json`` of a distillation or a fine-tuning.
+        RunError: No folder at all, or one without a ``metrics.json`` of one of the three kinds.
     """
     if not paths:
         raise RunError("runs", expected="at least one run folder", got="none", remedy="Name a finished run.")
-    runs = Runs([], [])
+    runs = Runs([], [], [])
     for path in {Path(path).resolve(): Path(path) for path in paths}.values():
         metrics, config, versions = _metrics(path), _text(path / CONFIG), _text(path / VERSIONS)
         if isinstance(metrics, Distill):
             runs.distillations.append(Folder(path, metrics, config, versions))
-        else:
+        elif isinstance(metrics, Finetune):
             runs.finetunings.append(Folder(path, metrics, config, versions))
+        else:
+            runs.quantizations.append(Folder(path, metrics, config, versions))
     return runs
 
 
-def _metrics(path: Path) -> Distill | Finetune:
+def _metrics(path: Path) -> AnyMetrics:
     try:
         return _METRICS.validate_python(Run(path).metrics())
     except ValidationError as error:
@@ -270,7 +358,7 @@ def _metrics(path: Path) -> Distill | Finetune:
         fault = " ".join(str(error).split())[:200]
     raise RunError(
         str(path),
-        expected=f"a {METRICS} of kind 'distill' or 'finetune'",
+        expected=f"a {METRICS} of kind 'distill', 'finetune' or 'quantize'",
         got=fault,
         remedy="Repeat the run, or leave this folder out.",
     )

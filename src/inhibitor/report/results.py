@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inhibitor.report.records import Distill, Finetune, Folder, Runs, State
+from inhibitor.report.records import AnyMetrics, Distill, Finetune, Folder, Runs, State
 from inhibitor.report.tables import MISSING, Table, number
 from inhibitor.runs import MODEL
 
@@ -88,7 +88,7 @@ def studies(runs: Runs) -> list[Study]:
     return [*found, _compared(rest)] if rest else found
 
 
-def recipe(folder: Folder[Distill] | Folder[Finetune]) -> str:
+def recipe(folder: Folder[AnyMetrics]) -> str:
     """The configuration without what tells repetitions apart."""
     lines = folder.config.splitlines()
     return "\n".join(line for line in lines if not line.startswith(("seed:", "model:", "output:")))
