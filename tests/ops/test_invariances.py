@@ -71,6 +71,32 @@ def dense_mask(case: Case, call: Arguments) -> torch.Tensor:
     return allowed.expand(case.batch, case.heads, case.queries, case.keys)
 
 
+def one_head(case: Case, call: Arguments, allowed: torch.Tensor, head: int) -> Arguments:
+    """A call of one query head and its key head; ``allowed`` is the dense mask of all."""
+    key_head = head * case.key_heads // case.heads
+    tensors = {name: call.tensors[name][:, key_head : key_head + 1] for name in ("key", "value")}
+    tensors["query"] = call.tensors["query"][:, head : head + 1]
+    for name in set(call.tensors) - set(tensors):
+        parameter = call.tensors[name]
+        tensors[name] = parameter[head : head + 1] if parameter.numel() > 1 else parameter
+    return changed(call, {"attn_mask": allowed[:, head : head + 1]}, **tensors)
+
+
+def lengthened(tensor: torch.Tensor, rows: int, seed: int) -> torch.Tensor:
+    """A tensor with rows of large numbers behind its own."""
+    generator = torch.Generator().manual_seed(seed)
+    more = 100 * torch.randn(*tensor.shape[:2], rows, tensor.shape[3], generator=generator, dtype=tensor.dtype)
+    return torch.cat([tensor, more], 2)
+
+
+def padded(case: Case, call: Arguments, seed: int) -> Arguments:
+    """A call with two more queries and three more keys, which the mask hides."""
+    more = {"query": 2, "key": 3, "value": 3}
+    tensors = {name: lengthened(call.tensors[name], rows, seed + rows) for name, rows in more.items()}
+    allowed = torch.nn.functional.pad(dense_mask(case, call), (0, 3, 0, 2), value=False)
+    return changed(call, {"attn_mask": allowed}, **tensors)
+
+
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
     assert relative_error(found, expected) <= TOLERANCES["float64"]
@@ -116,13 +142,7 @@ def test_heads_are_apart(case, seed):
     call, _ = arguments(case, seed=seed)
     allowed, together = dense_mask(case, call), call()
     for head in range(case.heads):
-        key_head = head * case.key_heads // case.heads
-        tensors = {name: call.tensors[name][:, key_head : key_head + 1] for name in ("key", "value")}
-        tensors["query"] = call.tensors["query"][:, head : head + 1]
-        for name in set(call.tensors) - set(tensors):
-            parameter = call.tensors[name]
-            tensors[name] = parameter[head : head + 1] if parameter.numel() > 1 else parameter
-        alone = changed(call, {"attn_mask": allowed[:, head : head + 1]}, **tensors)
+        alone = one_head(case, call, allowed, head)
         assert_equal(alone(), together[:, head : head + 1])
 
 
@@ -136,16 +156,7 @@ def test_grouped_heads_are_repeated_ones(case, seed):
 @random_cases
 def test_padding_changes_nothing(case, seed):
     call, grad = arguments(case, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        more = 100 * torch.randn(*tensor.shape[:2], rows, tensor.shape[3], generator=generator, dtype=tensor.dtype)
-        return torch.cat([tensor, more], 2)
-
-    tensors = {"query": pad(call.tensors["query"], 2), "key": pad(call.tensors["key"], 3)}
-    tensors["value"] = pad(call.tensors["value"], 3)
-    allowed = torch.nn.functional.pad(dense_mask(case, call), (0, 3, 0, 2), value=False)
-    found = changed(call, {"attn_mask": allowed}, **tensors).with_gradients(pad(grad, 2))
+    found = padded(case, call, seed).with_gradients(lengthened(grad, 2, seed))
     for name, tensor in call.with_gradients(grad).items():
         assert_equal(found[name][:, :, : tensor.shape[2]] if tensor.dim() == 4 else found[name], tensor)
 
@@ -278,27 +289,12 @@ def test_native_heads_are_apart_to_the_last_bit(case, seed):
     call, _ = arguments(case, torch.float32, seed)
     allowed, together = dense_mask(case, call), call("cpu")
     for head in range(case.heads):
-        key_head = head * case.key_heads // case.heads
-        tensors = {name: call.tensors[name][:, key_head : key_head + 1] for name in ("key", "value")}
-        tensors["query"] = call.tensors["query"][:, head : head + 1]
-        for name in set(call.tensors) - set(tensors):
-            parameter = call.tensors[name]
-            tensors[name] = parameter[head : head + 1] if parameter.numel() > 1 else parameter
-        alone = changed(call, {"attn_mask": allowed[:, head : head + 1]}, **tensors)
+        alone = one_head(case, call, allowed, head)
         assert torch.equal(alone("cpu"), together[:, head : head + 1])
 
 
 @random_native_cases
 def test_native_padding_changes_nothing(case, seed):
     call, grad = arguments(case, torch.float32, seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        more = 100 * torch.randn(*tensor.shape[:2], rows, tensor.shape[3], generator=generator, dtype=tensor.dtype)
-        return torch.cat([tensor, more], 2)
-
-    tensors = {"query": pad(call.tensors["query"], 2), "key": pad(call.tensors["key"], 3)}
-    tensors["value"] = pad(call.tensors["value"], 3)
-    allowed = torch.nn.functional.pad(dense_mask(case, call), (0, 3, 0, 2), value=False)
-    padded = changed(call, {"attn_mask": allowed}, **tensors)
-    assert_close(case, call, padded("cpu")[:, :, : case.queries], call("cpu"), grad)
+    found = padded(case, call, seed)("cpu")[:, :, : case.queries]
+    assert_close(case, call, found, call("cpu"), grad)
