@@ -214,11 +214,21 @@ Rounding to bfloat16 changes the last hidden states by a relative squared error 
                 f"{done.tokens:,}",
                 f"{asked.learning_rate:g}",
                 str(asked.batch_size * asked.gradient_accumulation),
+                ", ".join(map(str, text.lengths)),
                 f"{done.seconds / 60:.1f}",
             ]
             for asked, done in zip(self.config.stages, self.metrics.stages, strict=True)
+            if (text := self.config.text_of(asked)) is not None
         ]
-        columns = ["stage", "losses", "tokens", "learning rate", "rows per step and process", "minutes"]
+        columns = [
+            "stage",
+            "losses",
+            "tokens",
+            "learning rate",
+            "rows per step and process",
+            "tokens of a block",
+            "minutes",
+        ]
         return Table(
             "Stages", columns, rows, ["Tokens: each as often as it was trained on, padding left out."], labels=2
         )

@@ -10,6 +10,7 @@ from inhibitor.data.labelled import load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.distill.recipe import DistillConfig, JointStage, LogitsStage
 from inhibitor.distill.rows import ROW, Material, _Masking
+from inhibitor.errors import ConfigError
 
 LOGITS = LogitsStage(tokens=1)
 
@@ -79,6 +80,16 @@ def test_a_row_becomes_its_blocks(recipe, blocks):
         half for row in cuts for half in (row["input_ids"][:8], row["input_ids"][8:])
     ]
     assert batch["attention_mask"].all()
+
+
+@pytest.mark.parametrize("blocks", [None, 100])
+def test_a_stage_may_ask_for_shorter_blocks(recipe, blocks):
+    found = material(recipe, blocks=blocks)
+    whole, shorter = (found.rows(0, JointStage(tokens=1, min_length=shortest)) for shortest in (None, 8))
+    assert {row["length"] for row in whole.dataset.take(100)} == {16}
+    assert {row["length"] for row in shorter.dataset.take(100)} == {16, 8}
+    with pytest.raises(ConfigError, match=r"text.min_length: expected at most max_length, 16, got 32"):
+        DistillConfig.parse(recipe | {"stages": [{"kind": "joint", "tokens": 1024, "min_length": 32}]})
 
 
 def test_blocks_of_two_lengths_are_padded(recipe):

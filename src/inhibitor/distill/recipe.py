@@ -78,9 +78,11 @@ class TextStage(StageConfig):
 
     Args:
         tokens: Tokens of text to train on; in the layer-wise stage, for each layer.
+        min_length: Tokens of the shortest blocks, as in the text, for this stage alone; the text's own where None.
     """
 
     tokens: int = Field(gt=0)
+    min_length: int | None = Field(default=None, ge=8)
 
 
 class WholeModel(StageConfig):
@@ -246,6 +248,13 @@ class DistillConfig(Config):
         """The first task stage."""
         return next((stage for stage in self.stages if isinstance(stage, TaskStage)), None)
 
+    def text_of(self, stage: StageConfig) -> TextConfig | None:
+        """The text in the blocks that a stage asks for; None for one that reads a task's rows."""
+        if self.text is None or not isinstance(stage, TextStage):
+            return None
+        shortest = {} if stage.min_length is None else {"min_length": stage.min_length}
+        return TextConfig(**self.text.model_dump() | shortest)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "DistillConfig":
         for stage in self.stages:
@@ -296,6 +305,7 @@ class DistillConfig(Config):
             raise ConfigError(
                 "text", expected=f"text for the {stage.kind} stage", got="none", remedy="Name files or a dataset."
             )
+        self.text_of(stage)  # which is checked as it is made
         step = stage.batch_size * stage.gradient_accumulation * self.text.max_length
         if stage.tokens < step:
             raise ConfigError(

@@ -82,14 +82,15 @@ class Material:
             split = next(iter(self.evaluation.values()))
             held_out = [split[row] for row in range(min(count, len(split)))]
         self.validation = self._batches(held_out, MEASURE_BATCH)
-        self._fixed: dict[tuple[bool, float], Rows] = {}
+        self._fixed: dict[tuple[corpus.TextConfig | None, float], Rows] = {}
 
     def rows(self, index: int, stage: AnyStage) -> Rows:
         """What a stage trains on; a fixed set is the same object whenever it is asked for."""
         masked = stage.mask_probability if isinstance(stage, LogitsStage) else 0.0
-        kind = (isinstance(stage, TaskStage), masked)
+        text = self.config.text_of(stage)
+        kind = (text, masked)
         if kind not in self._fixed:
-            rows = self._make(index, stage)
+            rows = self._make(index, stage, text)
             if not rows.numbered:
                 return rows
             self._fixed[kind] = rows
@@ -116,18 +117,18 @@ class Material:
             for length in lengths
         ]
 
-    def _make(self, index: int, stage: AnyStage) -> Rows:
-        if self.text is None or isinstance(stage, TaskStage):
+    def _make(self, index: int, stage: AnyStage, text: corpus.TextConfig | None) -> Rows:
+        if text is None:
             return Rows(_numbered(self.training), padding(self.tokenizer))
-        fixed = self.text.blocks
+        fixed = text.blocks
         seed = self.config.seed + 1 + (index if fixed is None else 0)
-        blocks = corpus.packed(self.text, self.tokenizer, seed)
+        blocks = corpus.packed(text, self.tokenizer, seed)
         if fixed is not None:
             blocks = _numbered(corpus.collected(blocks, fixed))
         if isinstance(stage, LogitsStage):
             in_memory = {} if fixed is None else {"keep_in_memory": True, "load_from_cache_file": False}
             blocks = blocks.map(_Masking(self.tokenizer, stage.mask_probability, seed), batched=True, **in_memory)
-        return Rows(blocks, cutting(self.tokenizer), self.text.max_length)
+        return Rows(blocks, cutting(self.tokenizer), text.max_length)
 
     def _batches(self, rows: Sequence[Mapping[str, Any]], size: int) -> list[dict[str, Tensor]]:
         wanted = {*self.tokenizer.model_input_names, "length"}
