@@ -127,6 +127,25 @@ def test_the_error_of_all_heads_and_of_all_positions_is_that_of_the_state(teache
 
 
 @torch.no_grad()
+def test_errors_by_length_are_those_of_the_rows_of_that_length(teacher):
+    from inhibitor.distill.measure import errors
+
+    student, wise = pair(teacher)
+    padded = batch(3, 4, 9, 4)
+    found = errors(student, wise, [padded], LAYERS)
+    assert found["lengths"]["first"] == [2, 4, 8]
+    for interval, length in enumerate((3, 4, 9)):
+        alone = [
+            row[:length]
+            for row, mask in zip(padded["input_ids"], padded["attention_mask"], strict=True)
+            if mask.sum() == length
+        ]
+        inputs = {"input_ids": torch.stack(alone), "attention_mask": torch.ones(len(alone), length, dtype=torch.long)}
+        expected = errors(student, wise, [inputs], LAYERS)["hidden_error"]
+        assert [layer[interval] for layer in found["lengths"]["hidden_error"]] == pytest.approx(expected, rel=1e-3)
+
+
+@torch.no_grad()
 def test_long_rows_are_looked_at_in_some_places(teacher):
     student, wise = pair(teacher)
     found = diagnose(student, wise, [batch(3 * QUERIES)], LAYERS)

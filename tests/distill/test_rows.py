@@ -88,6 +88,9 @@ def test_a_stage_may_ask_for_shorter_blocks(recipe, blocks):
     whole, shorter = (found.rows(0, JointStage(tokens=1, min_length=shortest)) for shortest in (None, 8))
     assert {row["length"] for row in whole.dataset.take(100)} == {16}
     assert {row["length"] for row in shorter.dataset.take(100)} == {16, 8}
+    stages = [{"kind": "joint", "tokens": 1024}, {"kind": "full", "tokens": 1024, "min_length": 8}]
+    measured = material(recipe | {"stages": stages, "validation_sequences": 40}, blocks=blocks).validation
+    assert {length for batch in measured for length in batch["attention_mask"].sum(1).tolist()} == {16, 8}
     with pytest.raises(ConfigError, match=r"text.min_length: expected at most max_length, 16, got 32"):
         DistillConfig.parse(recipe | {"stages": [{"kind": "joint", "tokens": 1024, "min_length": 32}]})
 

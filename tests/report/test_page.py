@@ -289,3 +289,15 @@ def test_positions_are_named_by_their_intervals() -> None:
     expected = metrics["states"][-1]["positions"]["context_error"]
     assert [list(map(float, line.get_ydata())) for line in axis.lines] == expected  # type: ignore[arg-type]
     assert [label.get_text() for label in bar.get_yticklabels()] == ["0", "2", "5"]
+
+
+def test_lengths_stand_beside_positions() -> None:
+    metrics = samples.traced(layers=3)
+    lengths = {"first": [8, 16, 64], "hidden_error": [[0.1, 0.2, 0.3], [0.2, 0.2, 0.2], [0.3, 0.1, 0.4]]}
+    metrics["states"][-1]["lengths"] = lengths
+    figure = positions_figure(Distill.model_validate(metrics))
+    assert figure is not None
+    _, axis, _ = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["8–15", "16–31", "64 and on"]
+    found = [list(map(float, line.get_ydata())) for line in axis.lines]  # type: ignore[arg-type]
+    assert found == lengths["hidden_error"]

@@ -18,7 +18,7 @@ QUERIES = 32  # at most, on which the share of inhibited values is counted
 @torch.no_grad()
 def errors(
     student: PreTrainedModel, teacher: Teacher, batches: Iterable[Mapping[str, Tensor]], layers: Mapping[int, int]
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
     """Relative squared errors of context and hidden states per layer, each model fed by its own lower layers.
 
     Args:
@@ -29,7 +29,8 @@ def errors(
 
     Returns:
         ``context_error``, ``output_error`` (of contexts after the output projection) and ``hidden_error``:
-        Σ(student − teacher)² / Σ teacher² over all real tokens.
+        Σ(student − teacher)² / Σ teacher² over all real tokens. ``lengths``: ``first``, the first length of each
+        interval of rows' lengths that occurs (1, 2–3, 4–7, …), and by layer the ``hidden_error`` of the rows in it.
     """
     names = {
         "context_error": [f"context-{i}" for i in layers],
@@ -37,19 +38,31 @@ def errors(
         "hidden_error": [f"hidden-{i + 1}" for i in layers],
     }
     wanted = [name for kind in names.values() for name in kind]
-    totals: dict[str, Tensor] = {}
+    totals: dict[str, dict[int, Tensor]] = {}
     for batch in batches:
+        mask = batch["attention_mask"]
+        intervals = torch.tensor([int(length).bit_length() for length in mask.sum(1).tolist()], device=mask.device)
         ours = observe(student, batch, wanted)
         theirs = teacher.compute(batch, {on_teacher(name, layers) for name in wanted})
         for name in wanted:
             state, target = ours[name], theirs[on_teacher(name, layers)]
             if state.shape == target.shape:
-                parts = squared_errors(state, target, batch["attention_mask"])
-                totals[name] = totals.get(name, 0) + parts
+                of_name = totals.setdefault(name, {})
+                for interval in set(intervals.tolist()):
+                    parts = squared_errors(state, target, mask * (intervals == interval).unsqueeze(1))
+                    of_name[interval] = of_name.get(interval, 0) + parts
     if not totals:
         raise ValueError("nothing to compare")
-    ratios = {name: (total[0] / total[1]).item() for name, total in totals.items()}
-    return {kind: [ratios[name] for name in found if name in ratios] for kind, found in names.items()}
+    ratios = {name: _ratio(torch.stack(list(parts.values())).sum(0)) for name, parts in totals.items()}
+    found = {kind: [ratios[name] for name in known if name in ratios] for kind, known in names.items()}
+    hidden = [totals[name] for name in names["hidden_error"] if name in totals]
+    lengths = sorted(hidden[0]) if hidden else []
+    by_length = [[_ratio(parts[interval]) for interval in lengths] for parts in hidden]
+    return {**found, "lengths": {"first": [1 << interval >> 1 for interval in lengths], "hidden_error": by_length}}
+
+
+def _ratio(parts: Tensor) -> float:
+    return (parts[0] / parts[1]).item()
 
 
 class Trace:

@@ -220,8 +220,8 @@ class DistillConfig(Config):
         stages: Training, in order.
         cache: A folder for the teacher's outputs in bfloat16, so that a second epoch, layer, stage or student need
             not compute them. Text must then be a fixed number of blocks.
-        validation_sequences: Blocks of held-out text, or rows of the task's evaluation split, on which every state of
-            the student is measured.
+        validation_sequences: Blocks of held-out text, of all lengths that some stage trains on, or rows of the task's
+            evaluation split, on which every state of the student is measured.
         example: The sentence of the report's attention picture.
         seed: Of the order of the data, the masking and the dropout.
         report_to: Trackers that follow the run, of those installed.

@@ -75,9 +75,9 @@ class Material:
             self.training = self.evaluation.pop(labelled.splits["train"].name)
         count = config.validation_sequences
         if self.text is not None:
-            held_out = list(
-                corpus.packed(self.text, tokenizer, config.seed, run=MEASURE_BATCH, held_out=True).take(count)
-            )
+            texts = [self.text, *filter(None, map(config.text_of, config.stages))]
+            every = max(texts, key=lambda text: len(text.lengths))  # all lengths that some stage trains on
+            held_out = list(corpus.packed(every, tokenizer, config.seed, run=MEASURE_BATCH, held_out=True).take(count))
         else:
             split = next(iter(self.evaluation.values()))
             held_out = [split[row] for row in range(min(count, len(split)))]

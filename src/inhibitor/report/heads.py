@@ -45,26 +45,36 @@ def heads_figure(metrics: Distill) -> Figure | None:
 
 
 def positions_figure(metrics: Distill) -> Figure | None:
-    """The context error by position, a line for each layer; None where it was not measured."""
-    positions = metrics.states[-1].positions
-    if positions is None or not positions.context_error:
+    """Errors by position and by length of the sequence, a line for each layer; None where neither was measured."""
+    state, panels = metrics.states[-1], []
+    if state.positions and (errors := state.positions.context_error):
+        layers = metrics.student.layers if len(metrics.student.layers) == len(errors) else range(len(errors))
+        panels.append(("context error by position", "position of the query", state.positions.first, layers, errors))
+    if state.lengths and (errors := state.lengths.hidden_error):
+        title, axis_label = "hidden states' error by length", "tokens of the sequence"
+        panels.append((title, axis_label, state.lengths.first, range(len(errors)), errors))
+    if not panels:
         return None
     figure = Figure(figsize=(9, 3.1))
-    axis = figure.subplots()
-    layers = metrics.student.layers
-    shown = layers if len(layers) == len(positions.context_error) else list(range(len(positions.context_error)))
-    for colour, errors in zip(layer_colours(shown).values(), positions.context_error, strict=True):
-        axis.plot(range(len(errors)), errors, color=colour, marker="o", markersize=3.5)
-    names = [
-        str(first) if last <= first + 1 else f"{first}–{last - 1}"
-        for first, last in zip(positions.first, positions.first[1:], strict=False)
-    ]
-    axis.set_xticks(range(len(positions.first)), [*names, f"{positions.first[-1]} and on"])
-    axis.grid(visible=False, axis="x")
-    labelled(axis, "context error by position of the query", "position in the sequence", "relative squared error")
-    limits(axis, [error for errors in positions.context_error for error in errors])
-    layer_bar(figure, [axis], shown)
+    axes = list(figure.subplots(1, len(panels), squeeze=False).flat)
+    shown = sorted({layer for *_, layers, _ in panels for layer in layers})
+    colours = layer_colours(shown)
+    for axis, (title, what, first, layers, errors) in zip(axes, panels, strict=True):
+        for layer, values in zip(layers, errors, strict=True):
+            axis.plot(range(len(values)), values, color=colours[layer], marker="o", markersize=3.5)
+        axis.set_xticks(range(len(first)), _intervals(first), rotation=30, ha="right", rotation_mode="anchor")
+        axis.grid(visible=False, axis="x")
+        labelled(axis, title, what, "relative squared error")
+        limits(axis, [error for values in errors for error in values])
+    layer_bar(figure, axes, shown)
     return figure
+
+
+def _intervals(first: Sequence[int]) -> list[str]:
+    """Names of intervals, each of which ends where the next one of twice its length begins."""
+    ends = [max(1, 2 * start) - 1 for start in first[:-1]]
+    names = [str(start) if end <= start else f"{start}–{end}" for start, end in zip(first, ends, strict=False)]
+    return [*names, f"{first[-1]} and on"]
 
 
 def _map(figure: Figure, axis: Axes, values: Matrix, norm: Normalize, title: str) -> None:

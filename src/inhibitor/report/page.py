@@ -39,7 +39,8 @@ CAPTIONS = {
     "heads.png": "The finished student, head by head: the squared error relative to the teacher, of context vectors and"
     " of what the output projection makes of them; the share of value entries in sight that inhibition sets to zero;"
     " the effective number of keys in a query's context, the exponential of the entropy of their shares in it.",
-    "positions.png": "The finished student's error of context vectors by the position of their query.",
+    "positions.png": "The finished student's error of context vectors by the position of their query, and of hidden"
+    " states by the length of the sequence: a student is good at the lengths that it was distilled on.",
     "parameters.png": "What training made of the inhibitor's own parameters. A point is a head, a dash the mean of a"
     " layer.",
     PARTS: "Each part alone in integers, all others in float: the power of the logits over that of their change"

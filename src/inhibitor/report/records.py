@@ -37,17 +37,29 @@ class Heads(_Record):
         return self
 
 
-class Positions(_Record):
-    """The context error by converted layer and interval of positions, each named by the first one in it."""
+class _Intervals(_Record):
+    """An error by layer and interval, each named by the first number in it; intervals double in length."""
 
     first: list[int] = []
-    context_error: Matrix = []
 
     @model_validator(mode="after")
     def _one_for_each_interval(self) -> Self:
-        if any(len(errors) != len(self.first) for errors in self.context_error):
-            raise ValueError(f"context_error has not one value for each of {len(self.first)} intervals")
+        for name in set(type(self).model_fields) - {"first"}:
+            if any(len(errors) != len(self.first) for errors in getattr(self, name)):
+                raise ValueError(f"{name} has not one value for each of {len(self.first)} intervals")
         return self
+
+
+class Positions(_Intervals):
+    """The context error by converted layer and position in the sequence."""
+
+    context_error: Matrix = []
+
+
+class Lengths(_Intervals):
+    """The hidden states' error by layer and length of the sequence."""
+
+    hidden_error: Matrix = []
 
 
 class State(_Record):
@@ -62,6 +74,7 @@ class State(_Record):
     hidden_error: list[float] = []
     heads: Heads | None = None
     positions: Positions | None = None
+    lengths: Lengths | None = None
 
 
 class Traces(_Record):
