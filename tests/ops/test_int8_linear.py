@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from inhibitor.errors import OperatorError
+from inhibitor.ops import int8_linear as module
 from inhibitor.ops import integer_cpu
 from inhibitor.ops.int8_linear import codes, int8_linear
 
@@ -74,25 +76,20 @@ def test_the_operator_passes_pytorchs_own_checks():
 
 
 def test_the_weight_is_packed_once_and_again_when_it_changes(monkeypatch):
-    packed = []
-    prepack = torch.ops.onednn.qlinear_prepack
-
-    def counted(*given):
-        packed.append(given)
-        return prepack(*given)
-
-    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", counted)
+    kept = WeakTensorKeyDictionary()
+    monkeypatch.setattr(module, "_PACKED", kept)
     multiplier, zero_point, weight, scale, bias = layer()
     given = multiplier, zero_point, nn.Buffer(weight), scale, bias
     x = torch.randn(4, 48)
     compiled = torch.compile(lambda x: int8_linear(x, *given), fullgraph=True)
     first = int8_linear(x, *given)
+    (packed,) = kept.values()
     assert torch.equal(int8_linear(x, *given), first)
     assert torch.equal(compiled(x), first)
     assert torch.equal(compiled(x), first)
-    assert len(packed) == 1
+    assert [entry is packed for entry in kept.values()] == [True]
     given[2].neg_()
     zero_point.fill_(100)
     torch.testing.assert_close(compiled(x), int8_linear(x, *given))
     assert not torch.allclose(int8_linear(x, *given), first)
-    assert len(packed) == 2
+    assert [entry is packed for entry in kept.values()] == [False]
