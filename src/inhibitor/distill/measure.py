@@ -49,7 +49,8 @@ def errors(
             if state.shape == target.shape:
                 of_name = totals.setdefault(name, {})
                 for interval in set(intervals.tolist()):
-                    parts = squared_errors(state, target, mask * (intervals == interval).unsqueeze(1))
+                    rows = intervals == interval
+                    parts = squared_errors(state[rows], target[rows], mask[rows])
                     of_name[interval] = of_name.get(interval, 0) + parts
     if not totals:
         raise ValueError("nothing to compare")
