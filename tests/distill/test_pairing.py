@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 
 from inhibitor.distill.pairing import load_pair
 from inhibitor.distill.recipe import DistillConfig
-from inhibitor.errors import ModelError
+from inhibitor.errors import ConfigError, ModelError
 from inhibitor.models.attention import inhibitor_layers
 
 
@@ -68,6 +68,62 @@ def test_a_converted_student_stays_as_it_is(recipe, tmp_path):
     found = load_pair(DistillConfig.parse(recipe))
     assert not found.converted
     assert inhibitor_layers(found.student)[0].gamma.tolist() == [7.0, 7.0]
+
+
+def moved(source, folder, auto_class=AutoModel, **options):
+    """The model in ``source`` with every weight moved a little; the folder, and the weights of the base model."""
+    torch.manual_seed(3)
+    model = auto_class.from_pretrained(source, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder), model.base_model.state_dict()
+
+
+def test_what_fine_tuning_changed_in_the_teacher_is_added(task_recipe, teacher, classifier, tmp_path):
+    task_recipe["teacher"], tuned = moved(classifier, tmp_path / "teacher", AutoModelForSequenceClassification)
+    task_recipe["student"], distilled = moved(teacher, tmp_path / "student")
+    task_recipe["origin"] = str(teacher)
+    found = load_pair(DistillConfig.parse(task_recipe)).student.bert.state_dict()
+    before = AutoModel.from_pretrained(teacher).state_dict()
+    for name, weight in distilled.items():
+        torch.testing.assert_close(found[name], weight + (tuned[name] - before[name]))
+
+
+def test_weights_that_the_student_takes_from_its_teacher_are_not_moved(task_recipe, teacher, classifier, tmp_path):
+    task_recipe["teacher"], tuned = moved(classifier, tmp_path / "teacher", AutoModelForSequenceClassification)
+    task_recipe["student"], _ = moved(teacher, tmp_path / "student", add_pooling_layer=False)
+    task_recipe["origin"] = str(teacher)
+    found = load_pair(DistillConfig.parse(task_recipe)).student.bert.pooler.dense.weight
+    assert torch.equal(found, tuned["pooler.dense.weight"])
+
+
+def test_an_origin_of_another_shape(task_recipe, teacher, tmp_path):
+    task_recipe["student"] = str(teacher)
+    task_recipe["origin"] = saved(tmp_path / "origin", teacher, intermediate_size=20)
+    refused(
+        task_recipe,
+        r"origin .*expected .*weight of shape \(\d+, 32\).* got shapes .* Name the pretrained model that both",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": None}, "origin: expected a student .* got no student"),
+        ({"layer_map": [0, 1]}, r"origin: expected layers that .* got layer_map \[0, 1\]"),
+    ],
+)
+def test_an_origin_that_has_no_use(task_recipe, teacher, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillConfig.parse(task_recipe | {"student": str(teacher), "origin": str(teacher)} | changes)
+
+
+def test_an_origin_without_a_task(recipe, teacher):
+    with pytest.raises(ConfigError, match=r"origin: expected .* and a task stage, got a layerwise stage"):
+        DistillConfig.parse(recipe | {"student": str(teacher), "origin": str(teacher)})
 
 
 @pytest.mark.parametrize("layers", [[0, 1, 1], [0], [0, 2], [-1, 0]])

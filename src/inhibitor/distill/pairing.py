@@ -1,6 +1,6 @@
 """Teacher and student, loaded and checked against each other before any work starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,29 @@ def _load_student(config: DistillConfig, name: str, auto_class: Any, teacher: Pr
         key: weights[key] for key, tensor in missing.items() if key in weights and weights[key].shape == tensor.shape
     }
     student.load_state_dict(fitting, strict=False)
+    if config.origin is not None:
+        _add_fine_tuning(student, teacher, config.origin, loading["missing_keys"])
     return student
+
+
+@torch.no_grad()
+def _add_fine_tuning(student: PreTrainedModel, teacher: PreTrainedModel, origin: str, taken: Iterable[str]) -> None:
+    """Add to a student's weights, but those ``taken`` from its teacher, what fine-tuning changed in the teacher's."""
+    before = load_pretrained(AutoModel, origin, dtype=torch.float32).state_dict()
+    after, prefix = teacher.base_model.state_dict(), f"{student.base_model_prefix}."
+    inherited = {name.removeprefix(prefix) for name in taken}
+    for name, tensor in student.base_model.state_dict().items():
+        if name not in after or name in inherited:
+            continue
+        shapes = [tuple(weights[name].shape) for weights in (before, after) if name in weights]
+        if shapes != [tuple(tensor.shape)] * 2:
+            raise ModelError(
+                f"origin {origin}",
+                expected=f"{name} of shape {tuple(tensor.shape)}, as the student's, here and in the teacher",
+                got=f"shapes {shapes}",
+                remedy="Name the pretrained model that both were made from.",
+            )
+        tensor += after[name] - before[name]
 
 
 def _in_order(id2label: Mapping[int, str]) -> str:

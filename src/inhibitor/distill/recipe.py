@@ -211,6 +211,9 @@ class DistillConfig(Config):
             ``logits`` stage, a masked language model.
         student: The model to start from: an inhibitor student, or a softmax model to convert. None takes the
             teacher's own weights.
+        origin: With a ``task`` stage, the pretrained model that the teacher was fine-tuned from and ``student`` was
+            distilled from. What fine-tuning changed in the teacher is added to the student before anything else (task
+            vectors, arXiv 2212.04089). None leaves the student as it is.
         layer_map: The teacher's layer for each of the student's; None pairs them one to one. Where ``student`` is
             None, the student gets just these layers.
         output: The run's folder.
@@ -230,6 +233,7 @@ class DistillConfig(Config):
 
     teacher: str
     student: str | None = None
+    origin: str | None = None
     layer_map: tuple[int, ...] | None = Field(default=None, min_length=1)
     output: Path
     text: TextConfig | None = None
@@ -260,6 +264,7 @@ class DistillConfig(Config):
         for stage in self.stages:
             if isinstance(stage, TextStage):
                 self._check_text(stage)
+        self._check_origin()
         self._check_integers()
         kinds = {stage.kind for stage in self.stages}
         if {"logits", "task"} <= kinds:
@@ -285,6 +290,16 @@ class DistillConfig(Config):
                 remedy="Set text.blocks, or leave the cache out.",
             )
         return self
+
+    def _check_origin(self) -> None:
+        if self.origin is None or (self.student is not None and self.task is not None and self.layer_map is None):
+            return
+        if self.layer_map is not None:
+            expected, got = "layers that are the teacher's, one to one", f"layer_map {list(self.layer_map)}"
+        else:
+            expected = "a student that was distilled from it, and a task stage"
+            got = "no student" if self.student is None else f"a {self.stages[0].kind} stage"
+        raise ConfigError("origin", expected=expected, got=got, remedy="Leave origin out.")
 
     def _check_integers(self) -> None:
         whole = [stage for stage in self.stages if isinstance(stage, WholeModel)]

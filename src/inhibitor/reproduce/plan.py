@@ -161,12 +161,14 @@ def configuration(config: ReproduceConfig, job: Job, results: Results) -> Finetu
     if job.experiment in ("e0", "e1"):
         model = config.teacher if job.experiment == "e0" else student(config)
         return FinetuneConfig.parse({"model": model, **common, **training}, source=job.name)
-    own = task.e2.model_dump(exclude=set(Choices.model_fields))
+    own = task.e2.model_dump(exclude={*Choices.model_fields, "add_fine_tuning"})
+    of_student = job.experiment == "e1e2"
     return DistillConfig.parse(
         {
             **common,
             "teacher": str(Run(config.output / _teacher(config, job, results)).model),
-            "student": student(config) if job.experiment == "e1e2" else None,
+            "student": student(config) if of_student else None,
+            "origin": config.teacher if of_student and task.e2.add_fine_tuning else None,
             "inhibitor": config.inhibitor.model_dump(),
             "calibration": config.calibration and config.calibration.model_dump(),
             "stages": [{"kind": "task", **own, **training}],

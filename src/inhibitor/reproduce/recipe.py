@@ -48,6 +48,8 @@ class DistillChoices(Choices):
         warmup_ratio: Share of the steps in which the rate rises.
         weight_decay: AdamW's.
         dropout: Whether the student is trained with its dropout.
+        add_fine_tuning: Whether E1+E2 begins with what fine-tuning changed in the teacher added to the student, whose
+            layers must then be the teacher's in number and size (``origin`` in ``DistillConfig``).
     """
 
     losses: dict[ContextLoss | HiddenLoss | TaskLoss, Weight] = Field(
@@ -58,6 +60,7 @@ class DistillChoices(Choices):
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     dropout: bool = True
+    add_fine_tuning: bool = True
 
 
 class TaskChoices(Config):
