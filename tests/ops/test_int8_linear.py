@@ -38,16 +38,17 @@ def layer(in_features=48, out_features=24, seed=0):
 @pytest.mark.parametrize("zero_point", [0, 117, 255])
 def test_codes_are_rounded_to_even_and_clipped(path, shape, zero_point):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 4
-    multiplier = torch.logspace(-1, 2, shape[1])
+    multiplier, zero = torch.logspace(-1, 2, shape[1]), torch.tensor(zero_point, dtype=torch.int32)
     expected = ((x * multiplier).round() + zero_point).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(codes(x, multiplier, zero_point), expected)
+    assert torch.equal(codes(x, multiplier, zero), expected)
     apart = x.repeat_interleave(2, 1)[:, ::2]  # features that do not lie side by side
-    assert torch.equal(codes(apart, multiplier, zero_point), expected)
+    assert torch.equal(codes(apart, multiplier, zero), expected)
+    assert torch.equal(codes(x.unsqueeze(1), multiplier, zero), expected.unsqueeze(1))
 
 
 def test_codes_of_halves_and_of_the_ends(path):
     x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 1e30, -1e30, float("inf"), -float("inf"), 1e-45]])
-    assert codes(x, torch.ones(10), 100).tolist() == [[100, 102, 102, 100, 98, 255, 0, 255, 0, 100]]
+    assert codes(x, torch.ones(10), torch.tensor(100)).tolist() == [[100, 102, 102, 100, 98, 255, 0, 255, 0, 100]]
 
 
 @pytest.mark.parametrize("row", [0, 129])
@@ -55,32 +56,82 @@ def test_nan_has_no_code(path, row):
     x = torch.zeros(130, 2500)
     x[row, -1] = torch.nan
     with pytest.raises(OperatorError, match="input of an int8 linear layer: expected numbers, got NaN"):
-        codes(x, torch.ones(2500), 128)
+        codes(x, torch.ones(2500), torch.tensor(128))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiler_makes_the_same_codes():
+    x = torch.randn(7, 100, generator=torch.Generator().manual_seed(1)) * 4
+    multiplier, zero_point = torch.logspace(-1, 2, 100), torch.tensor(117, dtype=torch.int32)
+    compiled = torch.compile(lambda x: codes(x.relu(), multiplier, zero_point), fullgraph=True)
+    assert torch.equal(compiled(x), codes(x.relu(), multiplier, zero_point))
+
+
+def some_codes(*shape):
+    """Codes of any value."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+def exact(given, zero_point, weight, scale, bias):
+    """The layer's output in float64."""
+    return (given.double() - zero_point) @ weight.double().T * scale.double() + bias.double()
+
+
 @pytest.mark.parametrize("shape", [(5, 48), (2, 3, 48), (48,), (0, 48)])
-def test_the_product_is_that_of_the_codes(dtype, shape):
-    multiplier, zero_point, weight, scale, bias = layer()
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-    offset = codes(x.float().view(-1, 48), multiplier, 117).double() - 117
-    expected = (offset @ weight.double().T * scale.double() + bias.double()).view(*shape[:-1], 24).to(dtype)
-    found = int8_linear(x, multiplier, zero_point, weight, scale, bias)
-    torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-4)
+def test_the_product_is_that_of_the_codes(shape):
+    given, (_, *rest) = some_codes(*shape), layer()
+    found = int8_linear(given, *rest)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact(given, *rest), rtol=1e-6, atol=1e-4)
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(40, 48), (2, 3, 48), (0, 48)])
+def test_codes_of_what_an_activation_gives(name, shape):
+    given, (_, zero_point, weight, scale, bias) = some_codes(*shape), layer()
+    scale = scale * 1e-3
+    multiplier, zero = torch.tensor(30.0), torch.tensor(20, dtype=torch.int32)
+    found = int8_linear(given, zero_point, weight, scale, bias, name, multiplier, zero)
+    assert found.dtype == torch.uint8
+    expected = ACTIVATIONS[name](exact(given, zero_point, weight, scale, bias)) * 30 + 20
+    missed = found.double() - expected.clamp(0, 255)
+    assert (missed.abs() <= 0.5 + 5e-3).all()  # oneDNN's GELU is an approximation
+    assert found.numel() == 0 or found.max() - found.min() > 100
 
 
 def test_the_operator_passes_pytorchs_own_checks():
-    multiplier, zero_point, weight, scale, bias = layer()
-    for x, given in ((torch.randn(5, 48), bias), (torch.randn(2, 3, 48), None)):
-        torch.library.opcheck(int8_linear, (x, multiplier, zero_point, weight, scale, given))
+    _, zero_point, weight, scale, bias = layer()
+    for shape, given in (((5, 48), bias), ((2, 3, 48), None)):
+        torch.library.opcheck(int8_linear, (some_codes(*shape), zero_point, weight, scale, given))
+    output = "gelu", torch.tensor(30.0), torch.tensor(20, dtype=torch.int32)
+    torch.library.opcheck(int8_linear, (some_codes(5, 48), zero_point, weight, scale, bias, *output))
+
+
+def test_new_grids_are_followed():
+    given, (_, zero_point, weight, scale, bias) = some_codes(5, 48), layer()
+    multiplier, zero = torch.tensor(0.5), torch.tensor(100, dtype=torch.int32)
+    arguments = given, zero_point, weight, 1e-3 * scale, bias, "none", multiplier, zero
+    before = int8_linear(*arguments).double()
+    assert 0 < before.min() < before.max() < 245
+    zero.fill_(110)
+    assert torch.equal(int8_linear(*arguments).double(), before + 10)
+    multiplier.fill_(0.25)
+    torch.testing.assert_close(int8_linear(*arguments).double(), 110 + (before - 100) / 2, rtol=0, atol=0.8)
 
 
 def test_the_weight_is_packed_once_and_again_when_it_changes(monkeypatch):
     kept = WeakTensorKeyDictionary()
     monkeypatch.setattr(module, "_PACKED", kept)
-    multiplier, zero_point, weight, scale, bias = layer()
-    given = multiplier, zero_point, nn.Buffer(weight), scale, bias
-    x = torch.randn(4, 48)
+    _, zero_point, weight, scale, bias = layer()
+    given = zero_point, nn.Buffer(weight), scale, bias
+    x = some_codes(4, 48)
     compiled = torch.compile(lambda x: int8_linear(x, *given), fullgraph=True)
     first = int8_linear(x, *given)
     (packed,) = kept.values()
@@ -88,7 +139,7 @@ def test_the_weight_is_packed_once_and_again_when_it_changes(monkeypatch):
     assert torch.equal(compiled(x), first)
     assert torch.equal(compiled(x), first)
     assert [entry is packed for entry in kept.values()] == [True]
-    given[2].neg_()
+    given[1].neg_()
     zero_point.fill_(100)
     torch.testing.assert_close(compiled(x), int8_linear(x, *given))
     assert not torch.allclose(int8_linear(x, *given), first)

@@ -202,14 +202,8 @@ def test_the_linear_layer_is_what_was_trained():
     x = case.x.view(4, 150, -1)
     with torch.no_grad():
         torch.testing.assert_close(fake(x), real(x), rtol=1e-5, atol=1e-4)
-        exact = (
-            real.scale
-            * (
-                (codes(case.x, real.multiplier, int(real.zero_point)).double() - real.zero_point)
-                @ real.weight.double().T
-            )
-            + real.bias
-        )
+        whole = codes(case.x, real.multiplier, real.zero_point).double() - real.zero_point
+        exact = real.scale * (whole @ real.weight.double().T) + real.bias
         torch.testing.assert_close(real(case.x).double(), exact.double(), rtol=1e-6, atol=1e-5)
     fake(x).square().sum().backward()
     assert (fake.weight.grad != 0).any()

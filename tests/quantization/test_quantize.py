@@ -222,3 +222,48 @@ def test_an_int8_base_model_loads_without_its_head(student, batches, tmp_path):
     with torch.no_grad():
         ours = base(**batches[0]).last_hidden_state
         assert torch.equal(ours, student.base_model(**batches[0]).last_hidden_state)
+
+
+def wide(activation, layers=1):
+    """A converted model with a feed-forward part that its attention does not drown."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_act=activation,
+        vocab_size=200,
+    )
+    model = convert(BertModel(config)).eval()
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            layer.intermediate.dense.weight.mul_(40)
+            layer.output.dense.weight.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"), [("gelu", "gelu"), ("gelu_new", "gelu_tanh"), ("relu", "relu"), ("silu", None)]
+)
+def test_an_activation_becomes_one_with_the_layer_before_it(activation, name, tmp_path):
+    model, batch = wide(activation), {"input_ids": torch.randint(200, (8, 16))}
+    with torch.no_grad():
+        before = model(**batch).last_hidden_state
+        quantize(model, None, [batch])
+        layer = model.encoder.layer[0]
+        assert layer.intermediate.dense.activation == name
+        assert isinstance(layer.intermediate.intermediate_act_fn, torch.nn.Identity) == (name is not None)
+        assert (layer.intermediate(before).dtype == torch.uint8) == (name is not None)
+        after = model(**batch).last_hidden_state
+        model.save_pretrained(tmp_path)
+        assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(**batch).last_hidden_state, after)
+    assert 10 * torch.log10(before.square().sum() / (after - before).square().sum()) > 25
+
+
+def test_codes_are_given_to_one_grid_only():
+    model, batch = wide("gelu"), {"input_ids": torch.randint(200, (8, 16))}
+    quantize(model, Int8Config(linear="fake", embeddings="float"), [batch])
+    model.encoder.layer[0].output.dense.multiplier[3] *= 2
+    with pytest.raises(InhibitorError, match="one multiplier in the layer that reads them, got activation gelu"):
+        quantize(model, Int8Config(embeddings="float"), [batch])

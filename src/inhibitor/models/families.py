@@ -18,6 +18,7 @@ class Family:
         attention: Path from a layer to the module that calls the attention function.
         projections: Names of the query, key and value projections inside that module.
         output: Path from a layer to the projection of the attention's context.
+        feed_forward: Paths from a layer to its feed-forward part: the first linear layer, its activation, the second.
     """
 
     model_type: str
@@ -25,15 +26,32 @@ class Family:
     attention: str
     projections: tuple[str, ...]
     output: str
+    feed_forward: tuple[str, str, str]
+
+
+def _like_bert(model_type: str) -> Family:
+    return Family(
+        model_type,
+        layers="encoder.layer",
+        attention="attention.self",
+        projections=("query", "key", "value"),
+        output="attention.output.dense",
+        feed_forward=("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+    )
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("bert", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
-        Family("distilbert", "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin"),
-        Family("electra", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
-        Family("roberta", "encoder.layer", "attention.self", ("query", "key", "value"), "attention.output.dense"),
+        *(_like_bert(model_type) for model_type in ("bert", "electra", "roberta")),
+        Family(
+            "distilbert",
+            layers="transformer.layer",
+            attention="attention",
+            projections=("q_lin", "k_lin", "v_lin"),
+            output="attention.out_lin",
+            feed_forward=("ffn.lin1", "ffn.activation", "ffn.lin2"),
+        ),
     )
 }
 PREFIX = "inhibitor-"
@@ -66,3 +84,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
 def output_modules(model: nn.Module) -> list[nn.Module]:
     """The output projections of a model's attention, layer by layer."""
     return [attrgetter(family_of(model).output)(layer) for layer in layer_modules(model)]
+
+
+def feed_forward_modules(model: nn.Module) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
+    """The first linear layer, the activation and the second linear layer of a model's layers, layer by layer."""
+    paths = attrgetter(*family_of(model).feed_forward)
+    return [paths(layer) for layer in layer_modules(model)]

@@ -1,23 +1,32 @@
 """The integer parts of a model: attention, linear layers, embeddings; made empty here, filled by ``quantize``."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import NAME, InhibitorAttention, inhibitor_layers
 from inhibitor.models.config import InhibitorConfig, Int8Config
-from inhibitor.models.families import attention_modules, layer_modules
-from inhibitor.ops.int8_linear import int8_linear
+from inhibitor.models.families import attention_modules, feed_forward_modules, layer_modules
+from inhibitor.ops.int8_linear import codes, int8_linear
 from inhibitor.ops.integer import inhibitor_attention_int8
 from inhibitor.ops.integer_grid import IntegerGrid, inverse, quantize_query_key, quantize_value
 from inhibitor.ops.integer_operator import grid_of, steps_of
 
 INT8 = "int8"
-Kind = Literal["attention", "linear", "embeddings"]
+Kind = Literal["attention", "linear", "activation", "embeddings"]
+
+ACTIVATIONS: dict[type[nn.Module], str] = {  # that can follow a product in 8 bits, and their names there
+    GELUActivation: "gelu",
+    GELUTanh: "gelu_tanh",
+    NewGELUActivation: "gelu_tanh",
+    nn.ReLU: "relu",
+}
 
 
 class IntegerInhibitorAttention(InhibitorAttention):
@@ -105,25 +114,33 @@ class Int8Linear(nn.Module):
     The codes of an input are ``clamp(round(x · multiplier) + zero_point, 0, 255)``, with a multiplier for each feature:
     large features then take no resolution from small ones, and no row depends on its neighbours or its padding.
 
+    With an activation, what comes out are codes, those of the next layer's input: its grid then has one multiplier.
+
     Args:
         in_features: Of the input.
         out_features: Of the output.
         bias: Whether one is added.
+        activation: What the output goes through, by its name in ``ACTIVATIONS``.
     """
 
     multiplier: Tensor
     zero_point: Tensor
     weight: Tensor
     scale: Tensor
+    output_multiplier: Tensor | None
+    output_zero_point: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool, activation: str | None = None) -> None:
         super().__init__()
+        self.activation = activation
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("multiplier", torch.ones(in_features))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.register_buffer("output_multiplier", torch.ones(()) if activation else None)
+        self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.int32) if activation else None)
 
     @torch.no_grad()
     def fill(self, linear: nn.Linear, multiplier: Tensor, zero_point: Tensor) -> None:
@@ -135,19 +152,46 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             self.bias.copy_(linear.bias)
 
+    @torch.no_grad()
+    def feed(self, reader: "Int8Linear") -> None:
+        """Give codes on the grid of the layer that reads them, which has one multiplier for all features."""
+        if self.output_multiplier is None or self.output_zero_point is None or bool(reader.multiplier.diff().any()):
+            raise ModelError(
+                "an int8 linear layer that gives codes",
+                expected="an activation here, and one multiplier in the layer that reads them",
+                got=f"activation {self.activation}, multipliers from {reader.multiplier.min():g} to "
+                f"{reader.multiplier.max():g}",
+                remedy="Quantize the float model.",
+            )
+        self.output_multiplier.copy_(reader.multiplier[0])
+        self.output_zero_point.copy_(reader.zero_point)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(…, out_features) in x's dtype, for x of shape (…, in_features).
+        """(…, out_features) in x's dtype, or codes in uint8 after an activation.
+
+        Args:
+            x: (…, in_features), floating point, or codes in uint8.
 
         Raises:
             ModelError: Not on a CPU, or a gradient is asked for.
             OperatorError: A number is NaN.
         """
-        output: Tensor = int8_linear(x, self.multiplier, self.zero_point, self.weight, self.scale, self.bias)
-        return output
+        found: Tensor = int8_linear(
+            x if x.dtype == torch.uint8 else codes(x, self.multiplier, self.zero_point),
+            self.zero_point,
+            self.weight,
+            self.scale,
+            self.bias,
+            self.activation or "none",
+            self.output_multiplier,
+            self.output_zero_point,
+        )
+        return found.to(x.dtype) if found.is_floating_point() and x.is_floating_point() else found
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes if self.activation is None else f"{sizes}, activation={self.activation}"
 
 
 class FakeInt8Linear(nn.Linear):
@@ -216,37 +260,65 @@ class Int8Embedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[tuple[Kind, str, Any]]:
-    """The kind, path and module of each part that ``config`` turns into integers and that is none yet."""
+@dataclass(frozen=True)
+class Part:
+    """A module that turns into integers.
+
+    Args:
+        kind: What of the model it is.
+        path: Of the module.
+        module: As it is now.
+        activation: What a linear layer's output goes through, if that becomes one with the layer.
+        reader: The path of the linear layer that reads its codes then.
+    """
+
+    kind: Kind
+    path: str
+    module: Any
+    activation: str | None = None
+    reader: str | None = None
+
+
+def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[Part]:
+    """Each part that ``config`` turns into integers and is none yet; a layer that gives codes before their reader."""
     names = {module: name for name, module in model.named_modules()}
     for attention in inhibitor_layers(model).values():
         if not isinstance(attention, IntegerInhibitorAttention):
-            yield "attention", names[attention], attention
+            yield Part("attention", names[attention], attention)
     if config.embeddings == "int8":
         for module in model.base_model.modules():
             if isinstance(module, nn.Embedding):
-                yield "embeddings", names[module], module
+                yield Part("embeddings", names[module], module)
     if config.linear != "float":
         done = FakeInt8Linear if config.linear == "fake" else ()
-        for layer in layer_modules(model):
+        for layer, feed_forward in zip(layer_modules(model), feed_forward_modules(model), strict=True):
+            first, between, second = feed_forward
+            activation = ACTIVATIONS.get(type(between))
             for module in layer.modules():
                 if isinstance(module, nn.Linear) and not isinstance(module, done):
-                    yield "linear", names[module], module
+                    inner = (
+                        {"activation": activation, "reader": names[second]} if module is first and activation else {}
+                    )
+                    yield Part("linear", names[module], module, **inner)
+                elif module is between and activation and config.linear == "int8":
+                    yield Part("activation", names[module], module)
 
 
-def empty(kind: Kind, module: Any, config: Int8Config, heads: int) -> nn.Module:
+def empty(part: Part, config: Int8Config, heads: int) -> nn.Module:
     """The integer part that takes a module's place, of its shape and on its device; attention keeps its parameters."""
+    module = part.module
+    if part.kind == "activation":  # the linear layer before it has it
+        return nn.Identity()
     with torch.device(next(module.parameters()).device):
-        match kind:
+        match part.kind:
             case "attention":
                 made = IntegerInhibitorAttention(module.config, heads, config.attention)
                 made.load_state_dict(module.state_dict(), strict=False)
                 return made
-            case "linear":
-                form = FakeInt8Linear if config.linear == "fake" else Int8Linear
-                return form(module.in_features, module.out_features, module.bias is not None)
-            case _:
+            case "embeddings":
                 return Int8Embedding(module.num_embeddings, module.embedding_dim)
+        sizes = module.in_features, module.out_features, module.bias is not None
+        return FakeInt8Linear(*sizes) if config.linear == "fake" else Int8Linear(*sizes, part.activation)
 
 
 def attach_int8(model: PreTrainedModel) -> None:
@@ -267,8 +339,8 @@ def attach_int8(model: PreTrainedModel) -> None:
             got=str(torch.get_default_dtype()),
             remedy="Load an int8 model with dtype=torch.float32.",
         )
-    for kind, path, module in list(parts(model, config)):
-        model.set_submodule(path, empty(kind, module, config, model.config.num_attention_heads))
+    for part in list(parts(model, config)):
+        model.set_submodule(part.path, empty(part, config, model.config.num_attention_heads))
 
 
 def integer_layers(model: nn.Module) -> dict[int, IntegerInhibitorAttention]:

@@ -7,6 +7,7 @@ from inhibitor.models.int8 import Int8Embedding, IntegerInhibitorAttention, fold
 
 SHARES = torch.linspace(0.1, 1.0, 46)  # of the largest magnitude, beyond which the grid clips
 MIGRATIONS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # how much of the inputs' unevenness the weights take over
+CLIPS = tuple(i / 20 for i in range(20, 6, -1))  # of the largest number, beyond which an even grid clips
 _ROWS = 512  # of the inputs, on which a linear layer's candidates are compared
 _TINY = 1e-6  # steps of parts that are 0 throughout
 
@@ -55,17 +56,19 @@ def _error(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 
 
 @torch.no_grad()
-def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
+def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False) -> tuple[Tensor, Tensor]:
     """Choose the multipliers of a layer's features and their zero point.
 
     A feature's multiplier divides what is uneven among features out of the inputs, to a power of its own, and
     multiplies it into the weights (SmoothQuant, arXiv 2211.10438). The power is tried out: that of the least error,
-    summed over tokens in relation to each one's output, because a normalisation follows that makes tokens equal.
+    summed over tokens in relation to each one's output, because a normalisation follows that makes tokens equal. On an
+    even grid features have one multiplier; what is tried out there is how much of the largest numbers to clip.
 
     Args:
         linear: Float.
         x: Inputs of it, (tokens, in_features).
         ranges: The least and the largest number of each feature, (2, in_features).
+        even: Whether all features get the same multiplier.
 
     Returns:
         (in_features,) in float32, and an int32.
@@ -75,9 +78,9 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor) -> tuple[Tensor, Te
     sizes = target.square().sum(1).clamp(min=_TINY)
     magnitudes, columns = ranges.abs().amax(0).clamp(min=_TINY), linear.weight.abs().amax(0).clamp(min=_TINY)
     tried = []
-    for power in MIGRATIONS:
+    for power, kept in [(0.0, clip) for clip in CLIPS] if even else [(power, 1.0) for power in MIGRATIONS]:
         smoothing = magnitudes**power / columns ** (1 - power) if power else torch.ones_like(magnitudes)
-        low, high = (bound.item() for bound in torch.aminmax(ranges / smoothing))
+        low, high = (kept * bound.item() for bound in torch.aminmax(ranges / smoothing))
         step = max(high - low, _TINY) / 255
         zero_point = min(max(round(-low / step), 0), 255)
         multiplier = 1 / (smoothing * step)
@@ -85,8 +88,8 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor) -> tuple[Tensor, Te
         weight, scale = folded(linear.weight, multiplier)
         output = nn.functional.linear(codes, weight.round()) * scale
         error = ((output - target).square().sum(1) / sizes).sum().item()
-        tried.append((error, power, multiplier, zero_point))
-    _, _, multiplier, zero_point = min(tried, key=lambda result: result[:2])
+        tried.append((error, multiplier, zero_point))
+    _, multiplier, zero_point = min(tried, key=lambda result: result[0])
     return multiplier, torch.tensor(zero_point, dtype=torch.int32)
 
 

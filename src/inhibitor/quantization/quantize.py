@@ -48,19 +48,27 @@ def quantize(
     """
     config = config or Int8Config()
     check(model, config)
-    linears = {path: module for kind, path, module in parts(model, config) if kind == "linear"}
+    found = list(parts(model, config))
+    linears = {part.path: part.module for part in found if part.kind == "linear"}
+    readers = {part.reader: part.path for part in found if part.reader is not None}
     samples = collect(model, batches, linears)
     learned = set(integer_layers(model))
-    for kind, path, module in list(parts(model, config)):
-        made: Any = empty(kind, module, config, model.config.num_attention_heads)
-        if kind == "linear":
-            known = isinstance(module, FakeInt8Linear)
-            sampled = samples.inputs[path], samples.ranges[path]
-            grid = (module.multiplier, module.zero_point) if known else input_grid(module, *sampled)
-            made.fill(module, *grid)
-        elif kind == "embeddings":
-            fill_embedding(made, module)
-        model.set_submodule(path, made)
+    for part in found:
+        made: Any = empty(part, config, model.config.num_attention_heads)
+        model.set_submodule(part.path, made)
+        if part.kind == "linear":
+            known = isinstance(part.module, FakeInt8Linear)
+            sampled = samples.inputs[part.path], samples.ranges[part.path]
+            made.fill(
+                part.module,
+                *(part.module.multiplier, part.module.zero_point)
+                if known
+                else input_grid(part.module, *sampled, even=part.path in readers),
+            )
+            if part.path in readers and config.linear == INT8:
+                model.get_submodule(readers[part.path]).feed(made)
+        elif part.kind == "embeddings":
+            fill_embedding(made, part.module)
     for layer, attention in integer_layers(model).items():
         if layer not in learned:
             calibrate_attention(attention, *samples.heads[layer], samples.largest[layer])

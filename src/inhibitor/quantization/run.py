@@ -169,7 +169,9 @@ def _groups(model: PreTrainedModel, config: Int8Config) -> dict[str, list[str]]:
     names = {module: name for name, module in model.named_modules()}
     layers = {f"{names[layer]}.": index for index, layer in enumerate(layer_modules(model))}
     groups: dict[str, list[str]] = {}
-    for kind, path, _ in sorted(parts(model, config), key=lambda part: _ORDER.index(part[0])):
+    kinds = {"activation": "linear"}  # of which it becomes a part
+    found = [(kinds.get(part.kind, part.kind), part.path) for part in parts(model, config)]
+    for kind, path in sorted(found, key=lambda part: _ORDER.index(part[0])):
         layer = next((index for prefix, index in layers.items() if path.startswith(prefix)), None)
         groups.setdefault(kind if layer is None else f"layer {layer}, {kind}", []).append(path)
     return groups
