@@ -9,6 +9,7 @@ import torch
 from inhibitor import InhibitorError, inhibitor_attention, which_backend
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, operator, reference
+from inhibitor.ops.attention import constant_in_graphs
 from tests.ops.cases import LUCK, TOLERANCES, Arguments, Case, arguments, relative_error
 
 BACKENDS = [*(f"cpu-{name}" for name in cpu.instruction_sets()), "torch", "reference"]
@@ -404,3 +405,8 @@ def test_a_padded_batch_equals_its_rows_unpadded(backend):
             cut = {name: t[row : row + 1, :, :length] if t.dim() == 4 else t for name, t in given.tensors.items()}
             alone = Arguments(cut, options)(backend)
             assert relative_error(padded[row : row + 1, :, :length], alone.double()) <= tolerance
+
+
+def test_what_a_graph_takes_as_constant_is_marked_as_pytorch_marks_it():
+    ours, theirs = (mark(lambda: 0) for mark in (constant_in_graphs, torch.compiler.assume_constant_result))
+    assert vars(ours) == vars(theirs) != {}

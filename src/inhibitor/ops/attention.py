@@ -2,8 +2,9 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ _INSTALL = (
     "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
 )
 _NO_TRITON = "Triton is not installed"
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Let ``torch.compile`` run a function while it traces, and keep the result.
+
+    It does what ``torch.compiler.assume_constant_result`` does, without importing the compiler, which takes longer than
+    the rest of this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def _why_not(query: Tensor, value: Tensor, backend: Any, name: str) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _interpreted() -> bool:
     return triton.interpreted()
 
@@ -189,8 +203,7 @@ def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
     return backend
 
 
-# torch.compile runs this while it traces, and does not trace it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _say_slow() -> None:
     _warn_slow()
 
