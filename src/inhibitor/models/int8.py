@@ -296,10 +296,8 @@ def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[Part]:
             activation = ACTIVATIONS.get(type(between))
             for module in layer.modules():
                 if isinstance(module, nn.Linear) and not isinstance(module, done):
-                    inner = (
-                        {"activation": activation, "reader": names[second]} if module is first and activation else {}
-                    )
-                    yield Part("linear", names[module], module, **inner)
+                    given = (activation, names[second]) if module is first and activation else ()
+                    yield Part("linear", names[module], module, *given)
                 elif module is between and activation and config.linear == "int8":
                     yield Part("activation", names[module], module)
 

@@ -47,8 +47,8 @@ def _forward(
 def codes(x: Tensor, multiplier: Tensor, zero_point: Tensor) -> Tensor:
     """Inputs on their grid: ``clamp(round(x · multiplier) + zero_point, 0, 255)``, ties to even.
 
-    A compiler is given the formula, so that it puts numbers on the grid in the loop that makes them; there NaN, which
-    has no code, is not looked for. The formula itself gives other codes of NaN on other processors.
+    A compiler is given the formula, so that it puts numbers on the grid in the loop that makes them; NaN, which has no
+    code, is not looked for there and gets any.
 
     Args:
         x: (…, features), floating point.

@@ -57,15 +57,13 @@ def quantize(
         made: Any = empty(part, config, model.config.num_attention_heads)
         model.set_submodule(part.path, made)
         if part.kind == "linear":
-            known = isinstance(part.module, FakeInt8Linear)
-            sampled = samples.inputs[part.path], samples.ranges[part.path]
-            made.fill(
-                part.module,
-                *(part.module.multiplier, part.module.zero_point)
-                if known
-                else input_grid(part.module, *sampled, even=part.path in readers),
-            )
-            if part.path in readers and config.linear == INT8:
+            even = part.path in readers
+            if isinstance(part.module, FakeInt8Linear):
+                grid = part.module.multiplier, part.module.zero_point
+            else:
+                grid = input_grid(part.module, samples.inputs[part.path], samples.ranges[part.path], even)
+            made.fill(part.module, *grid)
+            if even and config.linear == INT8:
                 model.get_submodule(readers[part.path]).feed(made)
         elif part.kind == "embeddings":
             fill_embedding(made, part.module)
