@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
@@ -239,6 +240,7 @@ def figure(results: list[dict[str, Any]]) -> Figure:
     with style():
         drawn = Figure(figsize=(9, 4.5))
         axis = drawn.subplots()
+        axis.set_prop_cycle(color=[*TABLEAU_COLORS, "black"])
         shown = [entry for entry in results if entry["batch"] == 1]
         for name in dict.fromkeys(entry["name"] for entry in shown):
             points = sorted((entry["length"], entry["milliseconds"]) for entry in shown if entry["name"] == name)
