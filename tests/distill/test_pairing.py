@@ -100,6 +100,20 @@ def test_weights_that_the_student_takes_from_its_teacher_are_not_moved(task_reci
     assert torch.equal(found, tuned["pooler.dense.weight"])
 
 
+def test_what_the_origin_does_not_have_the_student_takes_from_its_teacher(task_recipe, teacher, classifier, tmp_path):
+    task_recipe["teacher"], tuned = moved(classifier, tmp_path / "teacher", AutoModelForSequenceClassification)
+    task_recipe["student"], _ = moved(teacher, tmp_path / "student")
+    task_recipe["origin"], _ = moved(teacher, tmp_path / "origin", add_pooling_layer=False)
+    found = load_pair(DistillConfig.parse(task_recipe)).student.bert.pooler.dense.weight
+    assert torch.equal(found, tuned["pooler.dense.weight"])
+
+
+def test_an_origin_of_fewer_layers(task_recipe, teacher, tmp_path):
+    task_recipe["student"] = str(teacher)
+    task_recipe["origin"] = saved(tmp_path / "origin", teacher, num_hidden_layers=1)
+    refused(task_recipe, r"origin .*expected encoder\.layer\.1\..* got shapes \[\(")
+
+
 def test_an_origin_of_another_shape(task_recipe, teacher, tmp_path):
     task_recipe["student"] = str(teacher)
     task_recipe["origin"] = saved(tmp_path / "origin", teacher, intermediate_size=20)

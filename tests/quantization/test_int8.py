@@ -209,6 +209,18 @@ def test_the_linear_layer_is_what_was_trained():
     assert (fake.weight.grad != 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 48), (48,), (0, 48)])
+def test_the_output_has_the_dtype_of_the_input(dtype, shape):
+    layer = Outliers().filled(Int8Linear)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    offset = codes(x.float(), layer.multiplier, layer.zero_point).double() - layer.zero_point
+    expected = (offset @ layer.weight.double().T * layer.scale.double() + layer.bias.double()).to(dtype)
+    with torch.no_grad():
+        found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-4)
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     case = Outliers()
     layer = case.filled(Int8Linear)

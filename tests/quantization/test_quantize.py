@@ -224,12 +224,12 @@ def test_an_int8_base_model_loads_without_its_head(student, batches, tmp_path):
         assert torch.equal(ours, student.base_model(**batches[0]).last_hidden_state)
 
 
-def wide(activation, layers=1):
-    """A converted model with a feed-forward part that its attention does not drown."""
+def wide(activation):
+    """A converted model of one layer, with a feed-forward part that its attention does not drown."""
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=32,
-        num_hidden_layers=layers,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         hidden_act=activation,
@@ -237,9 +237,8 @@ def wide(activation, layers=1):
     )
     model = convert(BertModel(config)).eval()
     with torch.no_grad():
-        for layer in model.encoder.layer:
-            layer.intermediate.dense.weight.mul_(40)
-            layer.output.dense.weight.mul_(20)
+        model.encoder.layer[0].intermediate.dense.weight.mul_(40)
+        model.encoder.layer[0].output.dense.weight.mul_(20)
     return model
 
 

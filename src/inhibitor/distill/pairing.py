@@ -136,9 +136,12 @@ def _load_student(config: DistillConfig, name: str, auto_class: Any, teacher: Pr
 
 @torch.no_grad()
 def _add_fine_tuning(student: PreTrainedModel, teacher: PreTrainedModel, origin: str, taken: Iterable[str]) -> None:
-    """Add to a student's weights, but those ``taken`` from its teacher, what fine-tuning changed in the teacher's."""
-    before = load_pretrained(AutoModel, origin, dtype=torch.float32).state_dict()
-    after, prefix = teacher.base_model.state_dict(), f"{student.base_model_prefix}."
+    """Add to a student's weights, but those ``taken`` from its teacher, what fine-tuning changed in the teacher's.
+
+    What the origin's files lack, such as a pooler, is new in the teacher: the student takes it whole.
+    """
+    model, loading = load_pretrained(AutoModel, origin, dtype=torch.float32, output_loading_info=True)
+    before, after, prefix = model.state_dict(), teacher.base_model.state_dict(), f"{student.base_model_prefix}."
     inherited = {name.removeprefix(prefix) for name in taken}
     for name, tensor in student.base_model.state_dict().items():
         if name not in after or name in inherited:
@@ -151,7 +154,10 @@ def _add_fine_tuning(student: PreTrainedModel, teacher: PreTrainedModel, origin:
                 got=f"shapes {shapes}",
                 remedy="Name the pretrained model that both were made from.",
             )
-        tensor += after[name] - before[name]
+        if name in loading["missing_keys"]:
+            tensor.copy_(after[name])
+        else:
+            tensor += after[name] - before[name]
 
 
 def _in_order(id2label: Mapping[int, str]) -> str:

@@ -28,8 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def constant_in_graphs(function: Function) -> Function:
     """Let ``torch.compile`` run a function while it traces, and keep the result.
 
-    It does what ``torch.compiler.assume_constant_result`` does, without importing the compiler, which takes longer than
-    the rest of this package.
+    It does what ``torch.compiler.assume_constant_result`` does, without importing the compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

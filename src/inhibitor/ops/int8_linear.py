@@ -113,9 +113,16 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 
 def _fake(
-    codes: Tensor, zero_point: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *output: Any
+    codes: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+    output_multiplier: Tensor | None = None,
+    *rest: Any,
 ) -> Tensor:
-    dtype = torch.float32 if output[1:] in ((), (None, None)) else torch.uint8
+    dtype = torch.float32 if output_multiplier is None else torch.uint8
     return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
 
 

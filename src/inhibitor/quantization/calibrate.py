@@ -78,7 +78,8 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False)
     sizes = target.square().sum(1).clamp(min=_TINY)
     magnitudes, columns = ranges.abs().amax(0).clamp(min=_TINY), linear.weight.abs().amax(0).clamp(min=_TINY)
     tried = []
-    for power, kept in [(0.0, clip) for clip in CLIPS] if even else [(power, 1.0) for power in MIGRATIONS]:
+    candidates = [(0.0, clip) for clip in CLIPS] if even else [(power, 1.0) for power in MIGRATIONS]
+    for power, kept in candidates:
         smoothing = magnitudes**power / columns ** (1 - power) if power else torch.ones_like(magnitudes)
         low, high = (kept * bound.item() for bound in torch.aminmax(ranges / smoothing))
         step = max(high - low, _TINY) / 255
