@@ -99,6 +99,8 @@ def test_the_student_is_made_first_and_its_tokens_are_counted(values, forks, tex
     assert e1e2.distillation_tokens is not None
     assert e1e2.distillation_tokens > 256
     assert e1.model == e1e2.model == str(tmp_path / "e1" / "model")
+    counted = {name: accuracy.tokens(str(tmp_path / "e1/stages" / name)) for name in ("converted", "full")}
+    assert counted == {"converted": 0, "full": 256}  # its states are students too
 
 
 def test_choosing_never_reads_what_is_reported(values, forks, tmp_path):

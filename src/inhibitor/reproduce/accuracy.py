@@ -9,6 +9,7 @@ from typing import Any
 
 from inhibitor.config import Config
 from inhibitor.data.tasks import get_task
+from inhibitor.distill.states import PROGRESS
 from inhibitor.errors import ConfigError, RunError
 from inhibitor.reproduce.recipe import Experiment
 from inhibitor.runs import MODEL, Run, versions, write_text
@@ -81,9 +82,12 @@ def stage_tokens(metrics: Mapping[str, Any]) -> int:
 
 
 def tokens(student: str) -> int | None:
-    """Those of the run whose ``model/`` a student is, or None where it is no run's."""
-    run = Run(Path(student).parent)
-    return stage_tokens(run.metrics()) if Path(student).name == MODEL and run.finished else None
+    """Those of the run whose ``model/`` or whose state in ``stages/`` a student is, or None where it is no run's."""
+    folder = Path(student)
+    if (folder / PROGRESS).is_file():
+        return stage_tokens(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    run = Run(folder.parent)
+    return stage_tokens(run.metrics()) if folder.name == MODEL and run.finished else None
 
 
 def read(path: Path) -> list[Record]:
