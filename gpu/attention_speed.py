@@ -7,6 +7,7 @@ with float64 before anything is timed. The file is written after every figure, t
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import relu, scaled_dot_product_attention
 
-from inhibitor import inhibitor_attention
+from inhibitor import IntegerGrid, inhibitor_attention, inhibitor_attention_int8
 
 SHAPES = ((8, 128), (8, 512), (1, 2048), (1, 8192), (1, 16384))  # batch, length
 TINY = ((1, 3), (1, 17))
@@ -36,6 +37,8 @@ class Contestant:
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     dtype: torch.dtype
     limit: int | None = None  # elements
+    truth: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # the equations, if not inhibitor attention's
+    forward_only: bool = False
 
 
 def cdist_form(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -53,6 +56,20 @@ def ours(backend: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return attend
 
 
+def integers(backend: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Int8 attention; putting query, key and value on the grid takes part of its time."""
+
+    @functools.cache
+    def grid(heads: int, scale: float, device: torch.device) -> IntegerGrid:
+        return IntegerGrid.of(0.03, 0.03, torch.ones(heads), 0.0, scale).to(device)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        steps = grid(query.shape[1], query.shape[3] ** -0.5, query.device)
+        return inhibitor_attention_int8(query, key, value, steps, backend=backend)
+
+    return attend
+
+
 def softmax(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -64,20 +81,22 @@ def softmax(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def contestants(device: str) -> list[Contestant]:
     """Those that the device can run."""
     full, half = torch.float32, torch.bfloat16
+    math = softmax(SDPBackend.MATH)
     found = [
         Contestant("Triton float32", ours("triton"), full),
         Contestant("Triton bfloat16", ours("triton"), half),
+        Contestant("Triton int8", integers("triton"), half, truth=integers("reference"), forward_only=True),
         Contestant("PyTorch backend float32", ours("torch"), full, SLOW_LIMIT),
         Contestant("authors' cdist form float32", cdist_form, full, DENSE_LIMIT),
-        Contestant("SDPA float32, math", softmax(SDPBackend.MATH), full, DENSE_LIMIT),
+        Contestant("SDPA float32, math", math, full, DENSE_LIMIT, math),
     ]
     if device == "cpu":
         return found
     return [
         *found,
-        Contestant("SDPA float32, memory-efficient", softmax(SDPBackend.EFFICIENT_ATTENTION), full),
-        Contestant("SDPA bfloat16, flash", softmax(SDPBackend.FLASH_ATTENTION), half),
-        Contestant("SDPA bfloat16, cuDNN", softmax(SDPBackend.CUDNN_ATTENTION), half),
+        Contestant("SDPA float32, memory-efficient", softmax(SDPBackend.EFFICIENT_ATTENTION), full, truth=math),
+        Contestant("SDPA bfloat16, flash", softmax(SDPBackend.FLASH_ATTENTION), half, truth=math),
+        Contestant("SDPA bfloat16, cuDNN", softmax(SDPBackend.CUDNN_ATTENTION), half, truth=math),
     ]
 
 
@@ -106,15 +125,16 @@ def measure(
     try:
         with torch.no_grad():
             found = contestant.attend(*tensors)
-            truth = softmax(SDPBackend.MATH) if contestant.name.startswith("SDPA") else ours("reference")
-            line["error"] = error(found, truth, tensors)
+            line["error"] = error(found, contestant.truth or ours("reference"), tensors)
             if not line["error"] <= (0.05 if contestant.dtype == torch.bfloat16 else 1e-4):
                 return line | {"wrong": True}
             del found
             seconds = SECONDS if gauge.device.type != "cpu" else 0.0
             line["forward"] = gauge.measure(lambda: contestant.attend(*tensors), seconds)
-        leaves = [tensor.requires_grad_() for tensor in tensors]
-        line["forward and backward"] = gauge.measure(lambda: with_backward(contestant.attend, leaves, grad), seconds)
+        if not contestant.forward_only:
+            leaves = [tensor.requires_grad_() for tensor in tensors]
+            step = functools.partial(with_backward, contestant.attend, leaves, grad)
+            line["forward and backward"] = gauge.measure(step, seconds)
     except (RuntimeError, torch.OutOfMemoryError) as problem:  # a backend that does not serve this shape or card
         return line | {"failed": str(problem).splitlines()[0]}
     if limit is not None and contestant.name.startswith("Triton"):

@@ -7,7 +7,7 @@ import torch
 
 from inhibitor import IntegerGrid
 from inhibitor.ops import integer_attention
-from tests.ops.cases import Case
+from tests.ops.cases import Case, mask
 
 SLOPES = (0.07, 0.9, 0.003, 130.0)  # a of one head after the other: shifts of 19, 16, 24 and 8
 
@@ -41,3 +41,24 @@ def attend(tensors: Sequence[torch.Tensor], grid: IntegerGrid, **options: Any) -
     """``integer_attention`` of query, key and value."""
     query, key, value = tensors
     return integer_attention(query, key, value, grid, **options)
+
+
+def options_of(case: Case, seed: int = 0) -> dict[str, Any]:
+    """What a case says beside its tensors."""
+    return {
+        "attn_mask": mask(case, torch.Generator().manual_seed(seed)),
+        "is_causal": case.is_causal,
+        "center": case.center,
+        "signed": case.signed,
+        "enable_gqa": case.key_heads not in (1, case.heads),
+    }
+
+
+def floats_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """Normal query, key and value; the grid of a case clips some of them."""
+    query, key, value = codes(case)
+    found = []
+    for seed, x in enumerate((query, key, value)):
+        generator = torch.Generator().manual_seed(seed)
+        found.append((1.5 * torch.randn(x.shape, generator=generator)).to(dtype))
+    return tuple(found)

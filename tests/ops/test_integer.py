@@ -286,8 +286,8 @@ def bad_calls() -> dict[str, tuple[dict[str, Any], str]]:
         "additive mask": ({"attn_mask": torch.zeros(5, 5)}, "attn_mask: expected a boolean tensor"),
         "mask's shape": ({"attn_mask": torch.ones(5, 4, dtype=torch.bool)}, "attn_mask: expected a shape that"),
         "a flag": ({"is_causal": 1}, "is_causal: expected True or False"),
-        "backend": ({"backend": "referense"}, "backend: expected one of auto, cpu, reference.*'reference'"),
-        "backend of floats": ({"backend": "torch"}, "backend: expected one of auto, cpu, reference"),
+        "backend": ({"backend": "referense"}, "backend: expected one of auto, cpu, triton, reference.*'reference'"),
+        "backend of floats": ({"backend": "torch"}, "backend: expected one of auto, cpu, triton, reference"),
     }
 
 

@@ -9,8 +9,8 @@ import torch
 from inhibitor import IntegerGrid, inhibitor_attention_int8
 from inhibitor.errors import OperatorError
 from inhibitor.ops import IntegerCache, cpu, integer_attention, integer_cpu, quantize_query_key, quantize_value
-from tests.ops.cases import SWEEP, Case, mask
-from tests.ops.integer_cases import attend, codes, grid_of
+from tests.ops.cases import SWEEP, Case
+from tests.ops.integer_cases import attend, codes, floats_of, grid_of, options_of
 from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st
 
 pytestmark = pytest.mark.skipif(not integer_cpu.INSTALLED, reason="the package was installed without its kernels")
@@ -38,22 +38,6 @@ def threads():
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def options_of(case: Case, seed: int = 0) -> dict[str, Any]:
-    return {
-        "attn_mask": mask(case, torch.Generator().manual_seed(seed)),
-        "is_causal": case.is_causal,
-        "center": case.center,
-        "signed": case.signed,
-        "enable_gqa": case.key_heads not in (1, case.heads),
-    }
-
-
-def floats_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """Normal query, key and value; the grid of a case clips some of them."""
-    query, key, value = codes(case)
-    return tuple((1.5 * randn(*x.shape, seed=seed)).to(dtype) for seed, x in enumerate((query, key, value)))
 
 
 @pytest.mark.parametrize("case", [*SWEEP, LARGE, BEYOND], ids=str)

@@ -11,7 +11,14 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor[triton]'")
 
 # The operations of each kernel's loops for each element, and the least share of arithmetic among all of them.
-LOOPS = {"row_means": (2,), "forward": (2, 2), "by_rows": (2, 3, 4), "by_keys": (2, 3, 2, 3)}
+LOOPS = {
+    "row_means": (2,),
+    "forward": (2, 2),
+    "by_rows": (2, 3, 4),
+    "by_keys": (2, 3, 2, 3),
+    "integer_row_means": (2,),
+    "integer_forward": (2, 2),
+}
 ARITHMETIC = ("FADD", "FFMA", "FMUL")
 LEAST = 0.8
 

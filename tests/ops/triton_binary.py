@@ -18,17 +18,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from inhibitor.ops import triton as backend
-from inhibitor.ops.triton import backward_kernels, forward_kernels, tiles
+from inhibitor.ops.triton import backward_kernels, forward_kernels, integer_kernels, tiles
 from inhibitor.ops.triton.configuration import Device, choose
+from inhibitor.ops.triton.launch import scratch
 
 KERNELS = {
     "row_means": forward_kernels.row_means,
     "forward": forward_kernels.forward,
     "by_rows": backward_kernels.by_rows,
     "by_keys": backward_kernels.by_keys,
+    "integer_row_means": forward_kernels.row_means,
+    "integer_forward": integer_kernels.integer_forward,
 }
 HALF = ("grad", "query", "key", "value", "grad_query", "grad_key", "grad_value")
+CODES = {"query": "*u8", "key": "*u8", "value": "*i8", "output": "*fp32", "scratch": "*fp32"}  # all else is int32
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -44,8 +47,13 @@ def compiled(name: str, on: str, width: int, masked: bool) -> Any:
     kernel, (gpu, device) = KERNELS[name], target(on)
     found = choose(device, width, backward=name.startswith("by_"))
     constants = {"HEAD_DIM": width, "HEAD_WIDTH": width, "VALUE_DIM": width, "VALUE_WIDTH": width}
-    constants |= {"ROWS": found.rows, "KEYS": found.keys, "SIZE": backend.scratch(name, found, width, width)}
+    constants |= {
+        "ROWS": found.rows,
+        "KEYS": found.keys,
+        "SIZE": scratch(name, found, width, width),
+    }
     constants |= {"MASKED": masked, "CAUSAL": masked, "BY_ROW": masked, "SIGNED": True, "CENTER": True}
+    constants["WHOLE"] = whole = name.startswith("integer_")
     types: dict[str, str] = {}
     values: dict[tuple[int], int | bool] = {}
     attributes: dict[tuple[int], list[list[str | int]]] = {}
@@ -59,7 +67,8 @@ def compiled(name: str, on: str, width: int, masked: bool) -> Any:
             if parameter not in tiles.LENGTHS:
                 attributes[i,] = [["tt.divisibility", 16]]
         else:
-            types[parameter] = "*u8" if parameter == "mask" else "*bf16" if parameter in HALF else "*fp32"
+            floating = "*bf16" if parameter in HALF else "*fp32"
+            types[parameter] = "*u8" if parameter == "mask" else CODES.get(parameter, "*i32") if whole else floating
             attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=types, constexprs=values, attrs=attributes)
     return triton.compile(source, target=gpu, options=found.options)

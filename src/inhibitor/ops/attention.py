@@ -72,11 +72,16 @@ def _why_not_cpu(query: Tensor, value: Tensor) -> str:
 
 def _why_not_triton(query: Tensor, value: Tensor) -> str:
     """What keeps the Triton kernels from such tensors; empty if nothing does."""
+    return why_no_triton(query.device) or _why_not(query, value, triton, "Triton")
+
+
+def why_no_triton(device: torch.device) -> str:
+    """What keeps Triton from a device; empty if nothing does."""
     if not triton.INSTALLED:
         return _NO_TRITON
-    if query.device.type not in triton.DEVICES and not (query.device.type == "cpu" and _interpreted()):
-        return f"there is no Triton kernel for {query.device.type}"
-    return _why_not(query, value, triton, "Triton")
+    if device.type not in triton.DEVICES and not (device.type == "cpu" and _interpreted()):
+        return f"there is no Triton kernel for {device.type}"
+    return ""
 
 
 def _why_not(query: Tensor, value: Tensor, backend: Any, name: str) -> str:

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inhibitor.ops import masks
+
 CPU_TILE = 1 << 19  # elements per thread: 2 MiB of float32, a second-level cache
 DEVICE_TILE = 1 << 25  # elements: enough to fill an accelerator
 
 
 @dataclass(frozen=True)
-class Options:
-    """What does not depend on the tile."""
+class Options(masks.Options):
+    """What a call of the float operator says beside its tensors."""
 
-    attn_mask: Tensor | None  # broadcastable to (batch, heads, queries, keys)
-    is_causal: bool
-    center: bool
-    signed: bool
     scale: float
 
 

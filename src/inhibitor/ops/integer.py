@@ -9,11 +9,11 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import attention as floats
-from inhibitor.ops import integer_cpu, integer_operator, masks
+from inhibitor.ops import integer_cpu, integer_operator, masks, triton
 from inhibitor.ops.attention import BackendChoice
 from inhibitor.ops.integer_grid import IntegerGrid
 
-IntegerBackend = Literal["auto", "cpu", "reference"]
+IntegerBackend = Literal["auto", "cpu", "triton", "reference"]
 LARGEST_DIM = 256  # of head_dim: a distance then fits 16 bits
 MOST_KEYS = 1 << 17  # the sum of so many values is below 2²⁴
 CODES = (torch.uint8, torch.uint8, torch.int8)  # of query, key and value on their grids
@@ -26,10 +26,16 @@ def which_integer_backend(query: Tensor | None = None) -> BackendChoice:
         >>> which_integer_backend(torch.zeros(1, 1, 8, 64, device="meta"))
         BackendChoice(name='reference', reason='there is no native integer kernel for meta')
     """
-    missing = _why_not_cpu(torch.device("cpu") if query is None else query.device)
-    if missing:
-        return BackendChoice("reference", missing)
-    return BackendChoice("cpu", f"native kernels for {integer_cpu.instruction_set()}")
+    name, missing = _pick(torch.device("cpu") if query is None else query.device)
+    reason = f"native kernels for {integer_cpu.instruction_set()}" if name == "cpu" else "fused kernels for GPUs"
+    return BackendChoice(name, missing or reason)
+
+
+def _pick(device: torch.device) -> tuple[str, str]:
+    """The backend of ``auto``, and what keeps a faster one from a device; empty if nothing does."""
+    name = "triton" if device.type in triton.DEVICES else "cpu"
+    missing = _WHY_NOT[name](device)
+    return "reference" if missing else name, missing
 
 
 def _why_not_cpu(device: torch.device) -> str:
@@ -39,15 +45,18 @@ def _why_not_cpu(device: torch.device) -> str:
     return "" if integer_cpu.INSTALLED else "the package was installed without its native kernels"
 
 
+_WHY_NOT: dict[str, Callable[[torch.device], str]] = {"cpu": _why_not_cpu, "triton": floats.why_no_triton}
+
+
 def check_backend(name: str, device: torch.device) -> str:
     """The backend that was asked for by name, which is never replaced; an error if it cannot serve the device."""
-    missing = _why_not_cpu(device)
-    if missing and name == "cpu":
+    missing = "" if name == "reference" else _WHY_NOT[name](device)
+    if missing:
         raise OperatorError(
             "backend",
-            expected='tensors and an installation that "cpu" can serve',
+            expected=f'tensors and an installation that "{name}" can serve',
             got=missing,
-            remedy='Pass backend="auto", or install a wheel.',
+            remedy='Pass backend="auto", or install what is missing.',
         )
     return name
 
@@ -86,8 +95,8 @@ def integer_attention(
         center: Whether the row's mean is subtracted from the distances.
         signed: False gives the unsigned form, max(v − z, 0).
         enable_gqa: Let each key head serve heads ÷ key heads query heads.
-        backend: ``"cpu"`` runs the native kernels, ``"reference"`` is plain PyTorch on every device, ``"auto"`` is what
-            ``which_integer_backend`` says.
+        backend: ``"cpu"`` runs the native kernels, ``"triton"`` those for GPUs, ``"reference"`` is plain PyTorch on
+            every device, ``"auto"`` is what ``which_integer_backend`` says.
 
     Returns:
         int32 of shape (batch, heads, queries, value_dim), in steps of the value; 0 where a query sees no key.
@@ -199,10 +208,7 @@ def _call(
     flags: tuple[bool, bool, bool],
     backend: IntegerBackend,
 ) -> Tensor:
-    if backend == "auto":
-        name = "reference" if _why_not_cpu(query.device) else "cpu"
-    else:
-        name = check_backend(backend, query.device)
+    name = _pick(query.device)[0] if backend == "auto" else check_backend(backend, query.device)
     result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, factor, attn_mask, *flags, name)
     return result
 

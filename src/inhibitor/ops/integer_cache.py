@@ -9,7 +9,8 @@ from inhibitor.errors import OperatorError
 from inhibitor.ops import attention as floats
 from inhibitor.ops import integer_cpu, masks
 from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescale
-from inhibitor.ops.integer_grid import IntegerGrid, IntegerOptions
+from inhibitor.ops.integer_grid import IntegerGrid
+from inhibitor.ops.masks import Options
 
 PANEL = 32  # keys that lie together, csrc/integer_pack.h
 
@@ -154,7 +155,7 @@ class IntegerCache:
         mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
         count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
         factor = rescale(self.grid, eta, length_exponent, count)
-        options = IntegerOptions(mask, False, center, signed)
+        options = Options(mask, False, center, signed)
         output = integer_cpu.forward_packed(
             query, self._packed, self._length, self.value_dim, self.grid.tensors, factor, options
         )

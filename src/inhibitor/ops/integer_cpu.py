@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from inhibitor.ops import cpu
-from inhibitor.ops.integer_grid import GridTensors, IntegerOptions, inverse
+from inhibitor.ops.integer_grid import GridTensors, inverse
 from inhibitor.ops.integer_reference import nan_in
+from inhibitor.ops.masks import Options
 
 _DTYPES = cpu.DTYPES | {torch.uint8: 3}
 _PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q 5q 22q 5q 5q q")  # csrc/problem.h, csrc/integer.h
@@ -47,7 +48,7 @@ instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: IntegerOptions
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
 ) -> Tensor:
     """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments.
 
@@ -71,7 +72,7 @@ def forward_packed(
     value_dim: int,
     grid: GridTensors,
     factor: Tensor | None,
-    options: IntegerOptions,
+    options: Options,
 ) -> Tensor:
     """The same against ``length`` keys and values that ``append`` has packed."""
     key, value = packed
@@ -142,7 +143,7 @@ def _run(
     shape: tuple[int, ...],
     grid: GridTensors,
     factor: Tensor | None,
-    options: IntegerOptions,
+    options: Options,
     output: Tensor,
     packed: bool = False,
 ) -> None:

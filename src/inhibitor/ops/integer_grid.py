@@ -148,16 +148,6 @@ def _vector(name: str, number: float | Tensor) -> Tensor:
     return vector
 
 
-@dataclass(frozen=True)
-class IntegerOptions:
-    """What a call says beside its tensors and its grid."""
-
-    attn_mask: Tensor | None  # boolean, broadcastable to (batch, heads, queries, keys), True = may attend
-    is_causal: bool
-    center: bool
-    signed: bool
-
-
 def inverse(step: Tensor) -> Tensor:
     """1 ÷ step, rounded to float32: what numbers are multiplied by on their way to the grid."""
     return 1.0 / step

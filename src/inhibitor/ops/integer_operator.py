@@ -8,9 +8,11 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, integer_cpu, integer_reference
-from inhibitor.ops.integer_grid import GridTensors, IntegerGrid, IntegerOptions
+from inhibitor.ops.integer_grid import GridTensors, IntegerGrid
+from inhibitor.ops.masks import Options
+from inhibitor.ops.triton import integer as integer_triton
 
-BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "reference": integer_reference}
+BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "triton": integer_triton, "reference": integer_reference}
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
 # (batch, key_heads, keys, value_dim); all floating point, or uint8, uint8 and int8. The five of the grid: (heads,).
 # factor: float32, broadcastable to (batch, heads, queries, 1): the result is then float32, without it int32.
@@ -28,14 +30,14 @@ attention = torch.ops.inhibitor.integer_attention.default
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """H, (batch, heads, queries, value_dim)."""
     *grid, factor, attn_mask, is_causal, center, signed, backend = rest
-    options = IntegerOptions(attn_mask, is_causal, center, signed)
+    options = Options(attn_mask, is_causal, center, signed)
     result: Tensor = BACKENDS[backend].forward(query, key, value, GridTensors(*grid), factor, options)
     return result
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     dtype = torch.int32 if rest[5] is None else torch.float32
-    if rest[-1] == "cpu":
+    if rest[-1] != "reference":
         return cpu.empty_result(query, value, dtype)
     return query.new_empty((*query.shape[:3], value.shape[3]), dtype=dtype)
 

@@ -5,28 +5,25 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import masks
-from inhibitor.ops.integer_grid import LARGEST, GridTensors, IntegerOptions, quantize_query_key, quantize_value
+from inhibitor.ops.integer_grid import LARGEST, GridTensors, quantize_query_key, quantize_value
+from inhibitor.ops.masks import Options
 
 _TILE = 1 << 22  # elements of the largest tensor
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: IntegerOptions
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
 ) -> Tensor:
     """H in int32, or in float32 times a factor; the arguments are those of the registered operator.
 
     Raises:
         OperatorError: A number in sight is NaN.
     """
+    query, key, value = on_grid(query, key, value, grid, options)
     heads, queries = query.shape[1:3]
     groups, keys = heads // max(key.shape[1], 1), key.shape[2]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    allowed = masks.dense(options.attn_mask, options.is_causal, queries, keys, query.device)
-    allowed = allowed.expand(query.shape[0], heads, queries, keys)
-    if query.is_floating_point():
-        _refuse_nan(query, key, value, allowed)
-        query, key = (quantize_query_key(x, grid.query_key_step) for x in (query, key))
-        value = quantize_value(value, grid.value_step)
+    allowed = _allowed(query, key, options)
     output = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.int32, device=query.device)
     rows = max(1, _TILE // max(query.shape[0] * heads * keys * value.shape[3], 1))
     for first in range(0, queries if output.numel() and keys else 0, rows):
@@ -66,6 +63,30 @@ def inhibition(query: Tensor, key: Tensor, grid: GridTensors, allowed: Tensor, c
     return ((excess * multiplier) >> shift).clamp(max=127).to(torch.int32)
 
 
+def on_grid(
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes of query, key and value; what are codes already stays.
+
+    Raises:
+        OperatorError: A number in sight is NaN.
+    """
+    if not query.is_floating_point():
+        return query, key, value
+    groups = query.shape[1] // max(key.shape[1], 1)
+    if any(bool(tensor.isnan().any()) for tensor in (query, key, value)):
+        _refuse_nan(query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), options)
+    query_step, key_step, value_step = grid.query_key_step, grid.query_key_step[::groups], grid.value_step[::groups]
+    return quantize_query_key(query, query_step), quantize_query_key(key, key_step), quantize_value(value, value_step)
+
+
+def _allowed(query: Tensor, key: Tensor, options: Options) -> Tensor:
+    """Who sees whom, boolean of shape (batch, heads, queries, keys)."""
+    queries, keys = query.shape[2], key.shape[2]
+    allowed = masks.dense(options.attn_mask, options.is_causal, queries, keys, query.device)
+    return allowed.expand(*query.shape[:2], queries, keys)
+
+
 def _sum(value: Tensor, z: Tensor, allowed: Tensor, signed: bool) -> Tensor:
     """Σ of what is left of the values in sight, int32."""
     value, z = value.to(torch.int32).clamp(min=-127).unsqueeze(2), z.unsqueeze(-1)
@@ -73,8 +94,9 @@ def _sum(value: Tensor, z: Tensor, allowed: Tensor, signed: bool) -> Tensor:
     return (left * allowed.unsqueeze(-1)).sum(3, dtype=torch.int32)
 
 
-def _refuse_nan(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> None:
+def _refuse_nan(query: Tensor, key: Tensor, value: Tensor, options: Options) -> None:
     """Raise where a number in sight is NaN; what no query sees may be anything."""
+    allowed = _allowed(query, key, options)
     seeing, seen = allowed.any(3), allowed.any(2)
     for name, tensor, counts in (("query", query, seeing), ("key", key, seen), ("value", value, seen)):
         if bool((tensor.isnan().any(-1) & counts).any()):

@@ -1,7 +1,19 @@
-"""Which keys a query may see: the boolean mask and the causal rule, in the forms the backends need."""
+"""What a call says beside its tensors, and which keys a query may then see, in the forms that the backends need."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call says beside its tensors."""
+
+    attn_mask: Tensor | None  # boolean, broadcastable to (batch, heads, queries, keys), True = may attend
+    is_causal: bool
+    center: bool
+    signed: bool
 
 
 def dense(attn_mask: Tensor | None, is_causal: bool, queries: int, keys: int, device: torch.device) -> Tensor:

@@ -15,9 +15,12 @@ def row_means(
     heads, groups, queries, length, blocks,
     HEAD_DIM: tl.constexpr, HEAD_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """For each row, the mean of Σ|q − k| over the keys that it may see, and how many these are."""
+    """For each row, the mean of Σ|q − k| over the keys that it may see, and how many these are.
+
+    That of whole numbers is exact, and rounded half up.
+    """
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     keys_t = queries_t + ROWS * HEAD_WIDTH
@@ -29,7 +32,8 @@ def row_means(
         base = query + batch * query_batch + head * query_head
         tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
         tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
-        total, count = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+        total = tl.zeros((ROWS,), tl.int64 if WHOLE else tl.float32)
+        count = total
         last = tl.minimum(length, tl.max(rows, 0) + 1) if CAUSAL else length
         for first in range(0, last, KEYS):
             keys = first + tl.arange(0, KEYS)
@@ -40,11 +44,13 @@ def row_means(
                 tiles.keep_transposed(keys_t, tile, KEYS, HEAD_WIDTH)
                 tl.debug_barrier()
                 distance = tiles.distances(queries_t, keys_t, target, never, ROWS, KEYS, HEAD_DIM)
-                total += tl.sum(tl.where(sees, distance, 0.0), 1)
-                count += tl.sum(sees.to(tl.float32), 1)
+                total += tl.sum(tl.where(sees, distance, 0.0), 1).to(total.dtype)
+                count += tl.sum(sees.to(tl.float32), 1).to(total.dtype)
                 tl.debug_barrier()
-        tl.store(means + pair * queries + rows, total / tl.maximum(count, 1.0), mask=exist)
-        tl.store(counts + pair * queries + rows, count, mask=exist)
+        seen = tl.maximum(count, 1)
+        mean = (2 * total + seen) // (2 * seen) if WHOLE else total / seen
+        tl.store(means + pair * queries + rows, mean.to(means.dtype.element_ty), mask=exist)
+        tl.store(counts + pair * queries + rows, count.to(counts.dtype.element_ty), mask=exist)
 
 
 @triton.jit(do_not_specialize=tiles.LENGTHS)

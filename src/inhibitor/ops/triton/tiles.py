@@ -142,6 +142,24 @@ def magnitudes(value, SIGNED: tl.constexpr):
 
 
 @triton.jit
+def integer_inhibition(distance, middle, multiplier, shift, sees):
+    """Z ÷ 128 of a tile, 1 where a row may not see a key: ``magnitudes`` of integers are below that."""
+    excess = tl.minimum(tl.maximum(distance.to(tl.int32) - middle[:, None], 0), 65535)
+    z = (excess.to(tl.uint32) * multiplier.to(tl.uint32)) >> shift.to(tl.uint32)
+    return tl.where(sees, tl.minimum(z, 127).to(tl.float32) / 128.0, 1.0)
+
+
+@triton.jit
+def integer_magnitudes(value, SIGNED: tl.constexpr):
+    """Values of integers in the form of ``magnitudes``: |v| ÷ 128 and ±128, −128 read as −127."""
+    value = tl.maximum(value, -127.0)
+    sign = tl.full(value.shape, 128.0, tl.float32)
+    if SIGNED:
+        sign = tl.where(value < 0.0, -sign, sign)
+    return (tl.abs(value) if SIGNED else value) / 128.0, sign
+
+
+@triton.jit
 def steep(magnitude):
     """Magnitudes so large that [|v| > z] is their difference to a steep z, cut to [0, 1]."""
     return tl.where(magnitude < 2.0, magnitude, 2.0) * STEEP
