@@ -40,10 +40,9 @@ def integer_forward(
         base = query + batch * query_batch + head * query_head
         tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
         tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
-        mean = tl.zeros((ROWS,), tl.int32)
+        middle = tl.zeros((ROWS,), tl.int32) - tl.load(thresholds + head)
         if CENTER:
-            mean = tl.load(means + pair * queries + rows, mask=exist, other=0)
-        middle = tl.minimum(tl.maximum(mean - tl.load(thresholds + head), -65535), 65535)
+            middle += tl.load(means + pair * queries + rows, mask=exist, other=0)
         total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
         last = tl.minimum(length, tl.max(rows, 0) + 1) if CAUSAL else length
         for first in range(0, last, KEYS):
