@@ -143,10 +143,10 @@ def magnitudes(value, SIGNED: tl.constexpr):
 
 @triton.jit
 def integer_inhibition(distance, middle, multiplier, shift, sees):
-    """Z ÷ 128 of a tile, 1 where a row may not see a key: ``magnitudes`` of integers are below that."""
+    """Inhibition z ÷ 128 of a tile, 1 where a row may not see a key. From 1 on nothing passes: z may go beyond 127."""
     excess = tl.minimum(tl.maximum(distance.to(tl.int32) - middle[:, None], 0), 65535)
     z = (excess.to(tl.uint32) * multiplier.to(tl.uint32)) >> shift.to(tl.uint32)
-    return tl.where(sees, tl.minimum(z, 127).to(tl.float32) / 128.0, 1.0)
+    return tl.where(sees, z.to(tl.float32) / 128.0, 1.0)
 
 
 @triton.jit
