@@ -326,6 +326,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       const float mean = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
       careful[r] = !is_finite(static_cast<float>(sum)) || !is_finite(slope) || !is_finite(delta);
       inhibit(scores, views[r], 2.0f * slope, mean, delta, m.positive + r * m.bit_step);
+      prefetch_target(at(p.output, 4, part.batch, part.head, first + r), p.value_dim);
       for (int64_t i = 0; i < m.values.step; i += Simd::width) Simd::store(m.output + r * m.values.step + i, Simd::zero());
     }
     if (p.is_signed) {

@@ -310,6 +310,7 @@ inline Fault integer_part(const IntegerProblem& p, const Part& part, void* memor
     int32_t middles[kIntegerRows];
     for (int64_t r = 0; r < rows; r++) {
       middles[r] = middle_of(totals[r], p.center ? count_visible(views[r]) : 0, p.threshold[part.head]);
+      prefetch_target(at(p.output, 4, part.batch, part.head, first + r), p.value_dim);
     }
     for (int64_t i = first + rows; i < least(first + rows + kIntegerRows, part.end); i++) query.fetch(i);
     std::memset(m.output, 0, static_cast<size_t>(rows * m.output_step) * 4);

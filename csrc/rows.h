@@ -119,6 +119,16 @@ inline void prefetch(const float* from, int64_t count) {
 #endif
 }
 
+// Fetch floats that will be written: else a store waits for the line that it changes a part of.
+inline void prefetch_target(const void* to, int64_t count) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(static_cast<const float*>(to) + i, 1, 3);
+#else
+  (void)to;
+  (void)count;
+#endif
+}
+
 // Calls work(group, r) for rows in groups as large as there are: group() is the number, a constant.
 template <int Largest, int... Smaller, class Work>
 inline void for_groups(int64_t rows, const Work& work, int64_t r = 0) {
