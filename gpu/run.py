@@ -43,8 +43,8 @@ def command(part: str, device: str, output: Path) -> list[str]:
     python = [sys.executable]
     if part == "tests":
         chosen = ["-k", "without_queries"] if device == "cpu" else ["-n", str(min(12, os.cpu_count() or 1))]
-        files = ["tests/ops/test_triton.py", "tests/ops/test_triton_integer.py"]
-        return [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *chosen]
+        chosen += ["tests/ops/test_triton.py", "tests/ops/test_triton_integer.py"]
+        return [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     if part == "e1":
         recipe = "tiny.yaml" if device == "cpu" else "e1.yaml"
         teacher = "teacher" if (ROOT / "teacher").is_dir() else "minilm"
