@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from inhibitor.ops.triton import backward_kernels, forward_kernels, integer_kernels, tiles
+from inhibitor.ops.triton import backward_kernels, forward_kernels, tiles
 from inhibitor.ops.triton.configuration import Device, choose
 from inhibitor.ops.triton.launch import scratch
 
@@ -28,7 +28,7 @@ KERNELS = {
     "by_rows": backward_kernels.by_rows,
     "by_keys": backward_kernels.by_keys,
     "integer_row_means": forward_kernels.row_means,
-    "integer_forward": integer_kernels.integer_forward,
+    "integer_forward": forward_kernels.forward,
 }
 HALF = ("grad", "query", "key", "value", "grad_query", "grad_key", "grad_value")
 CODES = {"query": "*u8", "key": "*u8", "value": "*i8", "output": "*fp32", "scratch": "*fp32"}  # all else is int32
@@ -50,7 +50,7 @@ def compiled(name: str, on: str, width: int, masked: bool) -> Any:
     constants |= {
         "ROWS": found.rows,
         "KEYS": found.keys,
-        "SIZE": scratch(name, found, width, width),
+        "SIZE": scratch(name.removeprefix("integer_"), found, width, width),
     }
     constants |= {"MASKED": masked, "CAUSAL": masked, "BY_ROW": masked, "SIGNED": True, "CENTER": True}
     constants["WHOLE"] = whole = name.startswith("integer_")

@@ -37,7 +37,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Ten
     call = Call(query, key, value, options, backward=False)
     slopes, shifts = _line(gamma, delta, options)
     with call.on_device():
-        means, _ = call.means(query, key)
+        means, _ = call.means()
         call.launch(
             "forward",
             "forward",
@@ -64,7 +64,7 @@ def backward(
     slopes, shifts = _line(gamma, delta, options)
     shares, slope_sums, shift_sums = (query.new_empty(query.shape[:3], dtype=torch.float32) for _ in range(3))
     with call.on_device():
-        means, counts = call.means(query, key)
+        means, counts = call.means()
         tensors = (grad, query, key, value, call.mask)
         call.launch(
             "backward",

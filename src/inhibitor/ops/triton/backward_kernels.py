@@ -68,7 +68,7 @@ def by_rows(
                 tiles.keep_transposed(directions_t, tiles.directions(tile, SIGNED), KEYS, VALUE_WIDTH)
                 tl.debug_barrier()
                 distance = tiles.distances(queries_t, keys_t, weights_t, never, ROWS, KEYS, HEAD_DIM)
-                inhibition = tiles.inhibition(distance, mean, slope, shift, sees)
+                inhibition = tiles.inhibition(distance, mean, slope, shift, sees, False)
                 steep = inhibition * scale * tiles.STEEP
                 weight = tiles.grad_inhibition(
                     grads_t, magnitudes_t, directions_t, steep, weights_t, never, ROWS, KEYS, VALUE_DIM
@@ -172,7 +172,7 @@ def by_keys(
                         share = tl.load(shares + of_rows + rows, mask=exist, other=0.0)
                     tl.debug_barrier()
                     distance = tiles.distances(queries_t, keys_t, weights_r, never, ROWS, KEYS, HEAD_DIM)
-                    inhibition = tiles.inhibition(distance, mean, slope, shift, sees)
+                    inhibition = tiles.inhibition(distance, mean, slope, shift, sees, False)
                     steep = inhibition * scale * tiles.STEEP
                     weight = tiles.grad_inhibition(
                         grads_t, magnitudes_t, directions_t, steep, weights_r, never, ROWS, KEYS, VALUE_DIM

@@ -65,8 +65,12 @@ def forward(
     HEAD_DIM: tl.constexpr, HEAD_WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Σ_j of the inhibited values, from the means of ``row_means``."""
+    """Σ_j of the inhibited values, from the means of ``row_means``.
+
+    Of whole numbers these are t, ``slopes`` the multipliers, and the sum is exact: integers below 2²⁴ in float32.
+    """
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     keys_t = queries_t + ROWS * HEAD_WIDTH
@@ -82,9 +86,9 @@ def forward(
         base = query + batch * query_batch + head * query_head
         tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
         tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
-        mean = tl.zeros((ROWS,), tl.float32)
-        if CENTER:
-            mean = tl.load(means + pair * queries + rows, mask=exist, other=0.0)
+        mean = tl.zeros((ROWS,), means.dtype.element_ty)
+        if CENTER or WHOLE:
+            mean = tl.load(means + pair * queries + rows, mask=exist, other=0)
         total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
         last = tl.minimum(length, tl.max(rows, 0) + 1) if CAUSAL else length
         for first in range(0, last, KEYS):
@@ -100,7 +104,7 @@ def forward(
                 tiles.keep(signs, sign, KEYS, VALUE_WIDTH)
                 tl.debug_barrier()
                 distance = tiles.distances(queries_t, keys_t, inhibition_t, never, ROWS, KEYS, HEAD_DIM)
-                inhibition = tiles.inhibition(distance, mean, slope, shift, sees)
+                inhibition = tiles.inhibition(distance, mean, slope, shift, sees, WHOLE)
                 tiles.keep_transposed(inhibition_t, inhibition * scale, ROWS, KEYS)
                 total += tl.sum(tl.where(inhibition != inhibition, inhibition, 0.0), 1)[:, None]  # saturation drops NaN
                 tl.debug_barrier()

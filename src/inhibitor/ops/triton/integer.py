@@ -1,4 +1,8 @@
-"""The integer operator on a GPU, to the last bit what ``integer_reference`` gives."""
+"""The integer operator on a GPU, to the last bit what ``integer_reference`` gives, by the float operator's kernels.
+
+What these add up are whole numbers below 2²⁴, which float32 holds exactly: distances are at most 65280, sums of values
+up to 127 · 2¹⁷ (docs/integer.md). So it does not matter in which order they are added.
+"""
 
 import torch
 from torch import Tensor
@@ -23,10 +27,12 @@ def forward(
     if output.numel() == 0 or key.shape[2] == 0:
         output.zero_()
     else:
+        value = value.clamp(min=-127)
         call = Call(query, key, value, options, backward=False)
-        numbers = (tensor.contiguous() for tensor in (grid.multiplier, grid.shift, grid.threshold))
         tensors = (query, key, value, call.mask)
         with call.on_device():
-            means, _ = call.means(query, key)
-            call.launch("integer", "integer_forward", (*tensors, means, *numbers, output), tensors, (output,))
+            means, _ = call.means()
+            middles = (means if options.center else means.zero_()).sub_(grid.threshold.view(-1, 1))
+            numbers = grid.multiplier.contiguous(), grid.shift.contiguous()
+            call.launch("forward", "forward", (*tensors, middles, *numbers, output), tensors, (output,))
     return output.to(torch.int32) if factor is None else output.mul_(factor)

@@ -25,7 +25,7 @@ class Call:
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, options: Options, backward: bool) -> None:
         self.batch, self.heads, self.queries, head_dim = query.shape
         self.key_heads, self.length, value_dim = value.shape[1:]
-        self.query = query
+        self.query, self.key = query, key
         mask = options.attn_mask
         if mask is not None:
             mask = mask.expand(self.batch, self.heads, self.queries, self.length).view(torch.uint8)
@@ -51,12 +51,12 @@ class Call:
         device = self.query.device
         return contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
-    def means(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def means(self) -> tuple[Tensor, Tensor]:
         """Each row's mean distance and how many keys it sees, (batch, heads, queries); unset if not centred."""
         dtype = torch.int32 if self.constants["WHOLE"] else torch.float32
-        means, counts = (query.new_empty(query.shape[:3], dtype=dtype) for _ in range(2))
+        means, counts = (self.query.new_empty(self.query.shape[:3], dtype=dtype) for _ in range(2))
         if self.constants["CENTER"]:
-            tensors = (query, key, self.mask)
+            tensors = (self.query, self.key, self.mask)
             self.launch("forward", "row_means", (*tensors, means, counts), tensors, ())
         return means, counts
 
@@ -101,7 +101,7 @@ def scratch(kernel: str, configuration: Configuration, head: int, value: int) ->
         "forward": (rows + keys) * head + 2 * keys * value + rows * keys,
         "by_rows": 2 * (rows + keys) * head + (rows + 2 * keys) * value + 2 * rows * keys,
         "by_keys": 2 * (rows + keys) * head + (2 * rows + 3 * keys) * value + 2 * rows * keys,
-    }[kernel.removeprefix("integer_")]
+    }[kernel]
 
 
 def _width(features: int) -> int:

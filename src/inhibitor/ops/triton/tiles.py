@@ -116,10 +116,18 @@ def distances(queries_t, keys_t, target, never, ROWS: tl.constexpr, KEYS: tl.con
 
 
 @triton.jit
-def inhibition(distance, mean, slope, shift, sees):
-    """Z of a tile, +inf where a row may not see a key; NaN stays NaN."""
-    score = slope * (distance - mean[:, None]) + shift
-    return tl.where(sees, tl.maximum(score, 0.0, propagate_nan=tl.PropagateNan.ALL), float("inf"))
+def inhibition(distance, mean, slope, shift, sees, WHOLE: tl.constexpr):
+    """Z of a tile, +inf where a row may not see a key; NaN stays NaN.
+
+    Of whole numbers z, which may go beyond 127: from there on nothing passes.
+    """
+    if WHOLE:
+        excess = tl.minimum(tl.maximum(distance.to(tl.int32) - mean[:, None], 0), 65535)
+        result = ((excess.to(tl.uint32) * slope.to(tl.uint32)) >> shift.to(tl.uint32)).to(tl.float32)
+    else:
+        score = slope * (distance - mean[:, None]) + shift
+        result = tl.maximum(score, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(sees, result, float("inf"))
 
 
 @triton.jit
@@ -139,24 +147,6 @@ def magnitudes(value, SIGNED: tl.constexpr):
     if SIGNED:
         sign = tl.where(value < 0.0, -sign, sign)
     return magnitude, tl.where(value != value, value, sign), scale
-
-
-@triton.jit
-def integer_inhibition(distance, middle, multiplier, shift, sees):
-    """Inhibition z ÷ 128 of a tile, 1 where a row may not see a key. From 1 on nothing passes: z may go beyond 127."""
-    excess = tl.minimum(tl.maximum(distance.to(tl.int32) - middle[:, None], 0), 65535)
-    z = (excess.to(tl.uint32) * multiplier.to(tl.uint32)) >> shift.to(tl.uint32)
-    return tl.where(sees, z.to(tl.float32) / 128.0, 1.0)
-
-
-@triton.jit
-def integer_magnitudes(value, SIGNED: tl.constexpr):
-    """Values of integers in the form of ``magnitudes``: |v| ÷ 128 and ±128, −128 read as −127."""
-    value = tl.maximum(value, -127.0)
-    sign = tl.full(value.shape, 128.0, tl.float32)
-    if SIGNED:
-        sign = tl.where(value < 0.0, -sign, sign)
-    return (tl.abs(value) if SIGNED else value) / 128.0, sign
 
 
 @triton.jit
