@@ -14,7 +14,7 @@ from inhibitor.ops import cpu, masks, operator, reference, triton
 
 Backend = Literal["auto", "cpu", "triton", "torch", "reference"]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_NOT_INSTALLED = "the package was installed without its native kernels"
+NOT_INSTALLED = "the package was installed without its native kernels"
 _INSTALL = (
     "Install a wheel, or a C++ compiler and then the package again: "
     "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
@@ -67,7 +67,7 @@ def _why_not_cpu(query: Tensor, value: Tensor) -> str:
     """What keeps the native kernels from such tensors; empty if nothing does."""
     if query.device.type != "cpu":
         return f"there is no native kernel for {query.device.type}"
-    return _why_not(query, value, cpu, "native") or ("" if cpu.INSTALLED else _NOT_INSTALLED)
+    return _why_not(query, value, cpu, "native") or ("" if cpu.INSTALLED else NOT_INSTALLED)
 
 
 def _why_not_triton(query: Tensor, value: Tensor) -> str:
@@ -191,20 +191,25 @@ def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
         return backend
     if backend == "auto":
         name, missing = _pick(query, value)
-        if missing == _NOT_INSTALLED:
+        if missing == NOT_INSTALLED:
             _say_slow()
         return name
     missing = _WHY_NOT[backend](query, value)
     if missing:
-        raise OperatorError(
-            "backend",
-            expected=f'tensors and an installation that "{backend}" can serve',
-            got=missing,
-            remedy={_NOT_INSTALLED: _INSTALL, _NO_TRITON: "pip install 'inhibitor[triton]'."}.get(
-                missing, 'Pass backend="auto".'
-            ),
-        )
+        raise unavailable(backend, missing)
     return backend
+
+
+def unavailable(backend: str, missing: str) -> OperatorError:
+    """The error for a backend that was asked for by name and cannot serve the call."""
+    return OperatorError(
+        "backend",
+        expected=f'tensors and an installation that "{backend}" can serve',
+        got=missing,
+        remedy={NOT_INSTALLED: _INSTALL, _NO_TRITON: "pip install 'inhibitor[triton]'."}.get(
+            missing, 'Pass backend="auto".'
+        ),
+    )
 
 
 @constant_in_graphs
@@ -214,7 +219,7 @@ def _say_slow() -> None:
 
 @functools.cache
 def _warn_slow() -> None:
-    warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {_NOT_INSTALLED}. {_INSTALL}", stacklevel=5)
+    warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {NOT_INSTALLED}. {_INSTALL}", stacklevel=5)
 
 
 def common(*sizes: int) -> int:

@@ -42,7 +42,7 @@ def _why_not_cpu(device: torch.device) -> str:
     """What keeps the native kernels from such tensors; empty if nothing does."""
     if device.type != "cpu":
         return f"there is no native integer kernel for {device.type}"
-    return "" if integer_cpu.INSTALLED else "the package was installed without its native kernels"
+    return "" if integer_cpu.INSTALLED else floats.NOT_INSTALLED
 
 
 _WHY_NOT: dict[str, Callable[[torch.device], str]] = {"cpu": _why_not_cpu, "triton": floats.why_no_triton}
@@ -52,12 +52,7 @@ def check_backend(name: str, device: torch.device) -> str:
     """The backend that was asked for by name, which is never replaced; an error if it cannot serve the device."""
     missing = "" if name == "reference" else _WHY_NOT[name](device)
     if missing:
-        raise OperatorError(
-            "backend",
-            expected=f'tensors and an installation that "{name}" can serve',
-            got=missing,
-            remedy='Pass backend="auto", or install what is missing.',
-        )
+        raise floats.unavailable(name, missing)
     return name
 
 
