@@ -27,11 +27,11 @@ from inhibitor.models.loading import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS, BATCH = 409_600, 2048
-LENGTHS = (16, 64, 256)
+LENGTHS = (8, 16, 64, 256)
 MEASURED = 32  # rows of 256 tokens for each length
 JOINT = {"kind": "joint", "learning_rate": 1e-3, "losses": {"output_relative": 1}, "bf16": True}
 LAYERWISE = {"kind": "layerwise", "learning_rate": 1e-3, "losses": {"output_relative": 1}, "bf16": True}
-TEXT = {"max_length": 256, "min_length": 16}
+TEXT = {"max_length": 256, "min_length": 8}
 SHORT = {"max_length": 64}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,6 +41,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contexts compared, not outputs": {"stage": {**JOINT, "losses": {"context_relative": 1}}},
     "squared, not relative errors": {"stage": {**JOINT, "losses": {"output_mse": 1}}},
     "γ, η, δ, ρ by layer, not by head": {"inhibitor": {"per": "layer"}},
+    "keys in sight counted, not keys heard": {"inhibitor": {"reach": None}},
+    "no gain of the query's own": {"inhibitor": {"query_gain": False}},
+    "neither": {"inhibitor": {"reach": None, "query_gain": False}},
     "not calibrated first": {"calibration": None},
     "scores not centred": {"inhibitor": {"center": False}},
     "one layer after the other, fed by the student": {"stage": {**LAYERWISE, "inputs": "student"}},

@@ -149,6 +149,18 @@ inline void distance_gradients(const BackwardMemory& m, const RowView* views, in
   for (; feature < m.head_step; feature += Simd::width) distance_slice<1>(m, views, rows, feature);
 }
 
+// ∂Z of a row less its share in (reach − Z)⁺, whose gradient is g; returns the row's share of ∂reach. Z = ∞ if hidden.
+inline double reach_gradients(float reach, float g, const float* z, float* grad, int64_t end) {
+  const auto depth = Simd::set(reach), share = Simd::set(-g);
+  int64_t heard = 0;
+  for (int64_t j = 0; j < end; j += Simd::width) {
+    const auto hears = Simd::greater(depth, Simd::load(z + j));
+    Simd::store(grad + j, Simd::add_where(hears, Simd::load(grad + j), share));
+    heard += std::popcount(Simd::bits(hears));
+  }
+  return static_cast<double>(heard) * static_cast<double>(g);
+}
+
 struct RowSums {
   double gamma, delta;
 };
@@ -200,7 +212,7 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
     read_row(at(p.key, size, part.batch, key_head, selection[j]), p.key.stride[3], p.dtype, p.head_dim, m.head_step,
              m.key_rows + j * m.head_step);
   }
-  result.gamma = result.delta = 0.0;
+  result.gamma = result.delta = result.reach = 0.0;
 
   for (int64_t first = part.begin; first < part.end; first += kGradRows) {
     const int64_t rows = least(kGradRows, part.end - first);
@@ -233,6 +245,12 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
       value_gradients<false>(m, views, rows, p.value_dim);
     }
     for (int64_t r = 0; r < rows; r++) {
+      if (p.reach) {
+        const char* grad = at(p.grad_output, 4, part.batch, part.head, first + r);
+        const float of_heard = reinterpret_cast<const float*>(grad)[p.value_dim * p.grad_output.stride[3]];
+        result.reach += reach_gradients(p.reach[part.head], of_heard, m.inhibition + r * m.score_step,
+                                        m.grad_scores + r * m.score_step, end);
+      }
       const RowSums sums = score_gradients(views[r], counts[r], p.center, slope, m.scores + r * m.score_step,
                                            m.inhibition + r * m.score_step, m.grad_scores + r * m.score_step, end);
       result.gamma += sums.gamma * static_cast<double>(scale);

@@ -38,6 +38,9 @@ inline const float* vectors_of(const Strided& tensor, int64_t dtype, int64_t bat
   return copy;
 }
 
+// Floats of a row of the result: whole vectors of values, and what is left of a reach.
+inline int64_t decode_step(const Problem& p) { return round_up(p.value_dim, Simd::width) + (p.reach ? 1 : 0); }
+
 struct DecodeMemory {
   float *query, *row;
 
@@ -84,7 +87,8 @@ inline void decode_sum(const Problem& p, const KeyPart& part, const float* score
                        void* memory) {
   Arena arena{static_cast<char*>(memory)};
   DecodeMemory m(p, arena);
-  const int64_t rows = p.heads / p.key_heads * p.queries, step = round_up(p.value_dim, Simd::width);
+  const int64_t rows = p.heads / p.key_heads * p.queries, step = decode_step(p);
+  const int64_t features = round_up(p.value_dim, Simd::width);
   std::memset(output, 0, static_cast<size_t>(rows * step) * 4);
   for (int64_t r = 0; r < rows; r++) {
     const DecodeRow row(p, part.batch, part.key_head, r);
@@ -94,8 +98,10 @@ inline void decode_sum(const Problem& p, const KeyPart& part, const float* score
       if (!row.sees(j)) continue;
       const float* value = vectors_of(p.value, p.dtype, part.batch, part.key_head, j, p.value_dim, m.row);
       const float shifted = slope * (scores[r * p.keys + j] - means[r]) + delta;
-      const auto z = Simd::set(shifted < 0.0f ? 0.0f : shifted);  // NaN stays
-      for (int64_t f = 0; f < step; f += Simd::width) {
+      const float inhibition = shifted < 0.0f ? 0.0f : shifted;  // NaN stays
+      const auto z = Simd::set(inhibition);
+      if (p.reach && !(inhibition >= p.reach[row.head])) sum[features] += p.reach[row.head] - inhibition;
+      for (int64_t f = 0; f < features; f += Simd::width) {
         const auto x = Simd::load(value + f);
         // |V| − Z, not V − clamp(V, −Z, Z), which is ∞ − ∞ where both are infinite and loses a NaN in Z.
         const auto rest = Simd::max(Simd::zero(), Simd::sub(Signed ? Simd::abs(x) : x, z));  // the second, if NaN

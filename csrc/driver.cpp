@@ -45,6 +45,7 @@ int32_t decode(const Problem& p, int64_t threads) {
   const Kernels& kernels = *chosen.load();
   const int64_t rows = p.heads / p.key_heads * p.queries, heads = p.batch * p.key_heads;
   const int64_t chunks = divide(p.keys, kChunk), parts = heads * chunks, step = kernels.output_step(p);
+  const int64_t features = p.value_dim + (p.reach ? 1 : 0);
   const std::unique_ptr<float[]> scores(new (std::nothrow) float[heads * rows * p.keys]);
   const std::unique_ptr<float[]> outputs(new (std::nothrow) float[parts * rows * step]);
   const std::unique_ptr<float[]> means(new (std::nothrow) float[heads * rows]);
@@ -84,10 +85,11 @@ int32_t decode(const Problem& p, int64_t threads) {
     const int64_t head = row / p.queries, query = row % p.queries;  // rows of a key head are its heads' queries
     char* place = head_of(p.output, 4, head / p.heads, head % p.heads) + query * p.output.stride[2] * 4;
     float* target = reinterpret_cast<float*>(place);
-    for (int64_t f = 0; f < p.value_dim; f++) target[f] = 0.0f;
+    for (int64_t f = 0; f < features; f++) target[f] = 0.0f;
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
       const float* part = outputs.get() + ((row / rows * chunks + chunk) * rows + row % rows) * step;
       for (int64_t f = 0; f < p.value_dim; f++) target[f] += part[f];
+      if (p.reach) target[p.value_dim] += part[step - 1];
     }
   }
   return 0;
@@ -149,11 +151,12 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
                 p.grad_value.stride[2],
                 p.dtype,
                 0.0,
+                0.0,
                 0.0};
     } else {
       float* sums = partial.get() + item * (key_size + value_size);
       result = {reinterpret_cast<char*>(sums), reinterpret_cast<char*>(sums + key_size), p.head_dim, p.value_dim,
-                kFloat32,                      0.0,                                      0.0};
+                kFloat32,                      0.0,                                      0.0,        0.0};
     }
     kernels.backward(p, {head / p.heads, head % p.heads, begin, end}, result, data);
   };
@@ -179,16 +182,18 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
     if (!added) return 1;
   }
   for (int64_t head = 0; head < p.heads; head++) {
-    double gamma = 0.0, delta = 0.0;
+    double gamma = 0.0, delta = 0.0, reach = 0.0;
     for (int64_t batch = 0; batch < p.batch; batch++) {
       for (int64_t split = 0; split < splits; split++) {
         const KeyGradients& result = results[(batch * p.heads + head) * splits + split];
         gamma += result.gamma;
         delta += result.delta;
+        reach += result.reach;
       }
     }
     p.grad_gamma[head] = static_cast<float>(gamma);
     p.grad_delta[head] = static_cast<float>(delta);
+    if (p.reach) p.grad_reach[head] = static_cast<float>(reach);
   }
   return 0;
 }

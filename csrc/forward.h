@@ -12,6 +12,17 @@
 
 namespace {
 
+// Σ (reach − Z)⁺ over the visible keys of a row.
+inline float heard_by(const float* z, const RowView& view, float reach) {
+  const auto depth = Simd::set(reach);
+  auto sum = Simd::zero();
+  for (int64_t j = 0; j < view.limit; j += Simd::width) {
+    const auto left = Simd::max(Simd::zero(), Simd::sub(depth, Simd::load(z + j)));  // the second, if NaN
+    sum = Simd::add(sum, Simd::where(Simd::bits(view(j, Simd::width)), left));
+  }
+  return Simd::sum(sum);
+}
+
 // A row of a head whose scores, result or inputs are not finite, computed as the equations read.
 inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t row, const Selection& selection,
                         const RowView& view, float slope, float delta, float* row_memory, float* z, float* output) {
@@ -35,10 +46,12 @@ inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t r
   }
   const float mean = p.center && count ? static_cast<float>(total / static_cast<double>(count)) : 0.0f;
   for (int64_t f = 0; f < p.value_dim; f++) output[f] = 0.0f;
+  float heard = 0.0f;
   for (int64_t j = 0; j < view.limit; j++) {
     if (!view(j, 1)) continue;
     const float shifted = p.center ? z[j] - mean + delta : z[j] + delta;
     const float inhibition = shifted < 0.0f ? 0.0f : shifted;  // NaN stays
+    if (p.reach && !(inhibition >= p.reach[head])) heard += p.reach[head] - inhibition;
     read_row(at(p.value, size, batch, key_head, selection[j]), p.value.stride[3], p.dtype, p.value_dim, p.value_dim,
              value);
     for (int64_t f = 0; f < p.value_dim; f++) {
@@ -48,6 +61,7 @@ inline void careful_row(const Problem& p, int64_t batch, int64_t head, int64_t r
       output[f] += p.is_signed && value[f] < 0.0f ? -passed : passed;
     }
   }
+  if (p.reach) output[p.value_dim] = heard;
 }
 
 // Values in slices of a few vectors of features, each (keys, features of the slice); and their sums from the first key
@@ -319,6 +333,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
     score_rows(m.query, m.half_query, views, rows, p.head_dim, m.keys, m.scores, m.score_step);
 
     bool careful[kRows];
+    float heard[kRows];
     for (int64_t r = 0; r < rows; r++) {
       float* scores = m.scores + r * m.score_step;
       const double sum = sum_scores(scores, views[r]);
@@ -326,6 +341,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       const float mean = p.center && count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
       careful[r] = !is_finite(static_cast<float>(sum)) || !is_finite(slope) || !is_finite(delta);
       inhibit(scores, views[r], 2.0f * slope, mean, delta, m.positive + r * m.bit_step);
+      if (p.reach) heard[r] = heard_by(scores, views[r], p.reach[part.head]);
       prefetch_target(at(p.output, 4, part.batch, part.head, first + r), p.value_dim);
       for (int64_t i = 0; i < m.values.step; i += Simd::width) Simd::store(m.output + r * m.values.step + i, Simd::zero());
     }
@@ -351,6 +367,7 @@ inline void forward_part(const Problem& p, const Part& part, void* memory, int64
       } else {
         copy(output, p.value_dim, target);
       }
+      if (p.reach && !careful[r]) target[p.value_dim] = heard[r];
     }
   }
 }

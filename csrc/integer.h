@@ -7,13 +7,14 @@
 
 enum Code : int64_t { kCodes = 3 };  // a dtype: uint8 queries and keys, int8 values
 
-// Every field is eight bytes, as in Problem; γ, δ and all gradients of that are null.
+// Every field is eight bytes, as in Problem; γ, δ, the float τ and all gradients of that are null.
 struct IntegerProblem : Problem {
   const float* query_key_inverse;  // 1 ÷ step, (heads); null for codes
   const float* value_inverse;      // likewise
   const int32_t* multiplier;       // (heads)
   const int32_t* shift;            // (heads)
   const int32_t* threshold;        // (heads)
+  const int32_t* reach;            // (heads); null: none. Otherwise the result has one feature more
   Strided factor;   // float32, (batch, heads, queries, 1): the result is float32 then; data null: it is int32
   int64_t is_packed;  // key and value are packed: strides in bytes, the third from panel to panel
 };

@@ -1,7 +1,7 @@
 // The forward pass of some rows of one head in integers, as docs/integer.md specifies it bit by bit.
 //
 // Distances of all rows lie as words; z is made of them block by block, 255 for a key out of sight, which removes every
-// value.
+// value and is beyond every reach.
 #pragma once
 
 #include "integer_pack.h"
@@ -32,7 +32,7 @@ struct IntegerMemory {
   uint8_t* distances;   // words, (rows, distance_step)
   uint8_t* inhibition;  // (rows, kInhibitionStep)
   int32_t* sums;        // of distances less 2^15, (rows, kSums)
-  int32_t* output;      // (rows, slices of 16)
+  int32_t* output;      // (rows, slices of 16, and room for what is heard)
   uint8_t *magnitude, *sign;  // (atoms, block)
   uint8_t* codes;
   float* floats;
@@ -44,7 +44,7 @@ struct IntegerMemory {
     distance_step = panels * kPanelKeys * 2 + 64;  // not a power of two: rows in different cache sets
     bit_step = (p.keys + 63) / 64;
     query_step = key_groups(p) * 8;
-    output_step = value_slices(p) * 16;
+    output_step = value_slices(p) * 16 + (p.reach ? 16 : 0);
     selection = arena.take<Selection>(1);
     index = arena.take<int64_t>(p.keys + 1);
     any = arena.take<uint8_t>(p.keys);
@@ -139,13 +139,13 @@ inline int32_t middle_of(int64_t total, int64_t count, int32_t threshold) {
 }
 
 // Distances to z: min(max(D − t, 0) · multiplier >> shift, 255). `Steep`: a shift below 16, where what is larger than
-// `cap` gives more than any value anyhow and would not fit the words on the way.
+// `cap` gives 255 anyhow and would not fit the words on the way.
 template <bool Steep, bool Up>
 inline void inhibit_words(const uint8_t* words, int64_t keys, int32_t middle, int32_t multiplier, int32_t shift,
                           uint8_t* z) {
   const auto away = Bytes::words(Up ? -middle : middle);
   const auto factor = Bytes::words(multiplier);
-  const auto cap = Bytes::words(Steep ? (127 << shift >> 15) + 1 : 0);
+  const auto cap = Bytes::words(Steep ? 1 << (shift - 7) : 0);
   for (int64_t j = 0; j < keys; j += Bytes::width / 2) {
     auto excess = Bytes::load(words + 2 * j);
     excess = Up ? Bytes::add_words(excess, away) : Bytes::sub_words(excess, away);
@@ -170,6 +170,22 @@ inline void inhibit_row(const uint8_t* words, const RowView& view, int64_t first
     }
   }
   std::memset(z + limit, 255, static_cast<size_t>(end - first - limit));
+}
+
+// Σ max(reach − z, 0) of the first `keys` of a row's block.
+inline int32_t heard_in(uint8_t* z, int64_t keys, int32_t reach) {
+  const auto nearest = Bytes::words(reach * 257);  // in both bytes of a word
+  auto sum = Bytes::zero();  // one word of four counts: 256 keys of 255 at most
+  std::memset(z + keys, 255, kAtom);  // what the last vector takes beyond them
+  for (int64_t j = 0; j < keys; j += Bytes::width) {
+    const auto left = Bytes::remainder(nearest, Bytes::load(z + j));
+    sum = Bytes::add_words(sum, Bytes::distance(left, Bytes::zero()));
+  }
+  uint16_t words[Bytes::width / 2];
+  Bytes::store(words, sum);
+  int32_t total = 0;
+  for (int lane = 0; lane < Bytes::width / 2; lane += 4) total += words[lane];
+  return total;
 }
 
 // The packed values of some quads of a slice as |v| and sign; of the unsigned form as v, 0 where negative, and 1.
@@ -240,8 +256,13 @@ inline void add_integers(const IntegerProblem& p, int64_t head, const IntegerMem
   for (int64_t first = 0; first < keys; first += kIntegerBlock) {
     const int64_t end = least(keys, first + kIntegerBlock);
     for (int64_t r = 0; r < rows; r++) {
+      uint8_t* z = m.inhibition + r * kInhibitionStep;
       inhibit_row(m.distances + r * m.distance_step, views[r], first, end, middles[r], p.multiplier[head],
-                  p.shift[head], m.inhibition + r * kInhibitionStep);
+                  p.shift[head], z);
+      if (!p.reach) continue;
+      // Behind the sums of values; what pads these adds 0 there.
+      const int64_t seen = most(0, least(views[r].limit, end) - first);
+      m.output[r * m.output_step + p.value_dim] += heard_in(z, seen, p.reach[head]);
     }
     int64_t slice = 0;
     for (; slice + Bytes::value_atoms <= slices; slice += Bytes::value_atoms) {
@@ -254,13 +275,14 @@ inline void add_integers(const IntegerProblem& p, int64_t head, const IntegerMem
 // A row of the result: the integers, or each times the row's factor.
 inline void write_sums(const IntegerProblem& p, const Part& part, int64_t row, const int32_t* sums) {
   char* target = at(p.output, 4, part.batch, part.head, row);
+  const int64_t features = p.value_dim + (p.reach ? 1 : 0);
   if (!p.factor.data) {
-    std::memcpy(target, sums, static_cast<size_t>(p.value_dim) * 4);
+    std::memcpy(target, sums, static_cast<size_t>(features) * 4);
     return;
   }
   const float factor = *reinterpret_cast<const float*>(at(p.factor, 4, part.batch, part.head, row));
   float* to = reinterpret_cast<float*>(target);
-  for (int64_t f = 0; f < p.value_dim; f++) to[f] = static_cast<float>(sums[f]) * factor;
+  for (int64_t f = 0; f < features; f++) to[f] = static_cast<float>(sums[f]) * factor;
 }
 
 // The keys and values of a part's head: as the caller packed them, or packed now, those that some query sees.

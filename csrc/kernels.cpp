@@ -28,11 +28,9 @@ size_t decode_bytes(const Problem& p) {
   return arena.used;
 }
 
-int64_t output_step(const Problem& p) { return round_up(p.value_dim, Simd::width); }
-
 const Kernels kernels = {
     Simd::name, forward_bytes, forward_part,  backward_bytes, backward_part,
-    write_row,  decode_bytes,  decode_scores, decode_values,  output_step,
+    write_row,  decode_bytes,  decode_scores, decode_values,  decode_step,
 };
 
 }  // namespace

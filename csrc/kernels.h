@@ -16,7 +16,7 @@ struct KeyGradients {
   char *key, *value;  // rows of head_dim and of value_dim
   int64_t key_step, value_step;  // from row to row, in elements
   int64_t dtype;
-  double gamma, delta;  // filled in
+  double gamma, delta, reach;  // filled in
 };
 
 // Some keys of one key head, for all queries of the heads that share it.
@@ -40,7 +40,7 @@ struct Kernels {
 
   // Few queries against many keys: rows are the queries of all heads that share a key head. Scores (rows, keys) with
   // their sum and the number of visible keys for every row; then, with their means, the part's share of the result,
-  // (rows, output_step).
+  // (rows, output_step), what is left of a reach behind the values.
   size_t (*decode_bytes)(const Problem&);
   void (*decode_scores)(const Problem&, const KeyPart&, float* scores, double* sums, int64_t* counts, void* memory);
   void (*decode_values)(const Problem&, const KeyPart&, const float* scores, const float* means, float* output,

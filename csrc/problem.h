@@ -21,9 +21,11 @@ struct Problem {
   Strided mask;         // bytes, 0 = hidden; data null: everything is visible
   const float* gamma;   // (heads)
   const float* delta;   // (heads)
-  Strided output;       // float32; here and in the gradients features lie side by side
-  Strided grad_output;  // float32
+  const float* reach;   // (heads), or null
+  Strided output;       // float32, with a reach one feature more; here and in the gradients features lie side by side
+  Strided grad_output;  // float32, as the output
   Strided grad_query, grad_key, grad_value;  // in the inputs' dtype
   float* grad_gamma;  // (heads)
   float* grad_delta;  // (heads)
+  float* grad_reach;  // (heads), if there is a reach
 };

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from inhibitor import inhibitor_attention
+from inhibitor import inhibitor_attention, inhibitor_attention_int8
 from inhibitor.bench.count import (
     FORMS,
     TABLES,
@@ -14,7 +14,8 @@ from inhibitor.bench.count import (
     attention,
     attention_energy,
     float_energy,
-    integer,
+    gain,
+    heard,
     integer_energy,
     linear,
     linear_energy,
@@ -64,6 +65,12 @@ class Machine:
     def exp(self, a):
         return self._counted("lookups", math.exp(a))
 
+    def log(self, a):
+        return self._counted("lookups", math.log(a))
+
+    def power(self, a, exponent):
+        return self.exp(self.mul(self.log(a), exponent))
+
     def shift(self, a, by):
         return self._counted("shifts", a >> by)
 
@@ -91,12 +98,23 @@ def softmax(m, query, keys, values):
     return [m.sum([m.mul(w, v) for w, v in zip(weights, column, strict=True)]) for column in zip(*values, strict=True)]
 
 
-def inhibitor(m, query, keys, values, slope, delta, factor):
+def scaled(m, factor, z, query, reach, exponent, u):
+    """η · n^(−ρ) or what else is known beforehand, times what a reach and a query's own gain make of it."""
+    if u is not None:
+        factor = m.mul(factor, m.exp(m.sum([m.mul(q, w) for q, w in zip(query, u, strict=True)])))
+    if reach is not None:
+        left = m.sum([m.high(m.sub(reach, one), 0) for one in z])
+        factor = m.mul(factor, m.power(m.add(m.div(float(left), reach), 0.5), -exponent))
+    return factor
+
+
+def inhibitor(m, query, keys, values, slope, delta, factor, reach=None, exponent=0.0, u=None):
     distances = [m.sum([m.magnitude(m.sub(q, k)) for q, k in zip(query, key, strict=True)]) for key in keys]
     scores = [m.mul(slope, distance) for distance in distances]
     shift = m.sub(m.div(m.sum(scores), float(len(keys))), delta)
     z = [m.high(m.sub(score, shift), 0.0) for score in scores]
     minus = [m.sub(0.0, one) for one in z]
+    factor = scaled(m, factor, z, query, reach, exponent, u)
     result = []
     for column in zip(*values, strict=True):
         clamped = [m.clamp(v, low, high) for v, low, high in zip(column, minus, z, strict=True)]
@@ -104,9 +122,10 @@ def inhibitor(m, query, keys, values, slope, delta, factor):
     return result
 
 
-def integers(m, query, keys, values, grid, one):
+def integers(m, query, keys, values, grid, one, reach=None, exponent=0.0, u=None):
     """Of a query among keys and values that were put on the grid before it; its own, ``one``, are put there now."""
     inverse, value_inverse, multiplier, shift, threshold, factor = grid
+    given = query
 
     def code(x):
         return m.clamp(m.round(m.mul(x, inverse)), -128, 127)
@@ -126,7 +145,8 @@ def integers(m, query, keys, values, grid, one):
     z = []
     for distance in distances:
         excess = m.clamp(m.sub(distance, level), 0, 65535)
-        z.append(m.low(m.shift(m.mul(excess, multiplier), shift), 127))
+        z.append(m.low(m.shift(m.mul(excess, multiplier), shift), 255))
+    factor = scaled(m, factor, z, given, reach, exponent, u)
     result = []
     for column, sign in zip(zip(*sizes, strict=True), zip(*signs, strict=True), strict=True):
         left = [m.high(m.sub(v, inhibition), 0) for v, inhibition in zip(column, z, strict=True)]
@@ -146,9 +166,10 @@ def case(request):
     return (query, key, value), (query[0, 0, 0].tolist(), key[0, 0].tolist(), value[0, 0].tolist())
 
 
-def check(machine, formula, case):
+def check(machine, form, case, reach=False, query_gain=False):
     (_, key, _), _ = case
-    assert Operations(**machine.counts) == formula(key.shape[2], key.shape[3])
+    shape = Shape(1, 1, key.shape[3], 1, reach, query_gain)
+    assert Operations(**machine.counts) == attention(form, shape, key.shape[2])
 
 
 def test_softmax(case):
@@ -158,7 +179,7 @@ def test_softmax(case):
     query, key, value = tensors
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=SCALE)
     torch.testing.assert_close(torch.tensor(found), expected.flatten())
-    check(machine, FORMS["softmax, float32"], case)
+    check(machine, "softmax, float32", case)
 
 
 def test_inhibitor(case):
@@ -168,24 +189,52 @@ def test_inhibitor(case):
     found = inhibitor(machine, q, k, v, 1.3 * SCALE, 0.4, 0.7)
     expected = inhibitor_attention(query, key, value, gamma=1.3, delta=0.4, eta=0.7, scale=SCALE)
     torch.testing.assert_close(torch.tensor(found), expected.flatten())
-    check(machine, FORMS["inhibitor, float32"], case)
+    check(machine, "inhibitor, float32", case)
+
+
+@pytest.mark.parametrize(("reach", "query_gain"), [(1.7, False), (None, True), (1.7, True)])
+def test_what_a_reach_and_a_gain_add(case, reach, query_gain):
+    (query, key, value), (q, k, v) = case
+    u = torch.linspace(-0.3, 0.5, query.shape[3]) if query_gain else None
+    eta = 0.7 if u is None else 0.7 * (query @ u).exp()
+    machine, exponent = Machine(), 0.6
+    more = {"reach": reach, "exponent": exponent, "u": None if u is None else u.tolist()}
+    found = inhibitor(machine, q, k, v, 1.3 * SCALE, 0.4, 0.7 if reach else 0.7 * len(k) ** -exponent, **more)
+    parameters = {"eta": eta, "reach": reach, "length_exponent": exponent}
+    expected = inhibitor_attention(query, key, value, gamma=1.3, delta=0.4, scale=SCALE, backend="torch", **parameters)
+    torch.testing.assert_close(torch.tensor(found), expected.flatten())
+    check(machine, "inhibitor, float32", case, reach is not None, query_gain)
+
+    grid = IntegerGrid.of(0.02, 0.03, torch.tensor([1.3]), 0.4, SCALE, reach)
+    numbers, (keys, values) = on_grid(grid, case)
+    machine = Machine()
+    step = 0.03 if reach else 0.03 * len(k) ** -exponent
+    far = None if grid.reach is None else int(grid.reach)
+    found = integers(machine, q, keys, values, (*numbers, 0.7 * step), len(k) - 1, **(more | {"reach": far}))
+    del parameters["reach"]
+    expected = inhibitor_attention_int8(query, key, value, grid, **parameters)
+    torch.testing.assert_close(torch.tensor(found), expected.flatten())
+    check(machine, "inhibitor, int8", case, reach is not None, query_gain)
+
+
+def on_grid(grid, case):
+    """The numbers of a grid, and keys and values on it but for the last, which is as it comes."""
+    (_, key, value), (_, k, v) = case
+    keys = (quantize_query_key(key, grid.query_key_step).int() - 128)[0, 0].tolist()
+    values = quantize_value(value, grid.value_step)[0, 0].tolist()
+    keys[-1], values[-1] = k[-1], v[-1]
+    inverse = (1 / grid.query_key_step).item(), (1 / grid.value_step).item()
+    return (*inverse, int(grid.multiplier), int(grid.shift), int(grid.threshold)), (keys, values)
 
 
 def test_integers(case):
-    (query, key, value), (q, k, v) = case
+    (query, key, value), (q, *_) = case
     grid = IntegerGrid.of(0.02, 0.03, torch.tensor([1.3]), 0.4, SCALE)
-    codes = (quantize_query_key(query, grid.query_key_step), quantize_query_key(key, grid.query_key_step))
-    levels = quantize_value(value, grid.value_step)
-    expected = integer_attention(*codes, levels, grid)
-    one = key.shape[2] - 1
-    keys, values = (codes[1].int() - 128)[0, 0].tolist(), levels[0, 0].tolist()
-    keys[one], values[one] = k[one], v[one]
+    numbers, (keys, values) = on_grid(grid, case)
     machine = Machine()
-    numbers = (int(grid.multiplier), int(grid.shift), int(grid.threshold))
-    inverse = (1 / grid.query_key_step).item(), (1 / grid.value_step).item()
-    found = integers(machine, q, keys, values, (*inverse, *numbers, 1), one)
-    assert found == expected.flatten().tolist()
-    check(machine, integer, case)
+    found = integers(machine, q, keys, values, (*numbers, 1), len(keys) - 1)
+    assert found == integer_attention(query, key, value, grid).flatten().tolist()
+    check(machine, "inhibitor, int8", case)
 
 
 def test_linear_layers():
@@ -213,13 +262,15 @@ def test_no_intermediate_is_wider_than_its_bound(head_dim):
     query = torch.zeros(1, 1, 1, head_dim, dtype=torch.uint8)
     key = torch.full((1, 1, keys, head_dim), 255, dtype=torch.uint8)
     value = torch.full((1, 1, keys, head_dim), 127, dtype=torch.int8)
-    bits = widths(keys, head_dim)
+    bits = widths(keys, head_dim, reach=True)
     assert (255 * head_dim).bit_length() == bits["distance D"] <= 16
     assert int(keys * 255 * head_dim).bit_length() == bits["sum of distances T"]
-    grid = IntegerGrid.of(1e-4, 1.0, torch.ones(1), -1e3, 1.0)
-    total = integer_attention(query, key, value, grid)
-    assert int(total.max()) == 127 * keys
-    assert int(total.max()).bit_length() + 1 == bits["sum of values H"]
+    grid = IntegerGrid.of(1e-4, 1.0, torch.ones(1), -1e3, 1.0, reach=1e3)
+    total = integer_attention(query, key, value, grid).flatten().tolist()
+    assert total == [127 * keys] * head_dim + [255 * keys]
+    assert (127 * keys).bit_length() + 1 == bits["sum of values H"]
+    assert (255 * keys).bit_length() == bits["sum of what is heard R"]
+    assert bits.keys() - widths(keys, head_dim).keys() == {"difference w − z", "sum of what is heard R"}
 
 
 def test_energy_of_one_of_each():
@@ -239,6 +290,23 @@ def test_integers_cost_less_than_floats(table):
     assert energy["inhibitor, int8"] < energy["inhibitor, float32"]
     assert energy["inhibitor, int8"] < energy["softmax, float32"]
     assert energy["inhibitor, int8"] == 72 * integer_energy(512, 64, table)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_reach_and_a_gain_cost_what_they_add(table):
+    def energy(form, **more):
+        return attention_energy(form, Shape(1, 1, 64, 1, **more), 64, table)
+
+    floats = "inhibitor, float32"
+    assert energy(floats, reach=True) - energy(floats) == pytest.approx(float_energy(heard(64), table))
+    for form in (floats, "inhibitor, int8"):
+        added = energy(form, query_gain=True) - energy(form)
+        assert added == pytest.approx(float_energy(gain(64), table))
+    # In integers 64 differences and comparisons of 8 bits, 63 sums of 14; then a half, a quotient, a power, a product
+    after = Operations(additions=1, multiplications=2, divisions=1, lookups=2)
+    wide = min(bits for bits in table.add if bits >= 14)
+    expected = 2 * 64 * table.add[8] + 63 * table.add[wide] + float_energy(after, table)
+    assert energy("inhibitor, int8", reach=True) - energy("inhibitor, int8") == pytest.approx(expected)
 
 
 def test_unknown_forms_are_refused():

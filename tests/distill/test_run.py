@@ -104,7 +104,7 @@ def test_every_kind_of_stage_in_one_recipe(recipe):
     assert context["joint"] < context["calibrated"]
     traces = metrics["stages"][0]["history"][0]["traces"]
     assert traces["layers"] == [0, 1]
-    assert set(traces) == {"layers", "context_error", "inhibited", "gamma", "eta", "delta", "length_exponent"}
+    assert set(traces) == {"layers", "context_error", "inhibited", "gamma", "eta", "delta", "length_exponent", "reach"}
     assert all(0 < share < 1 for share in traces["inhibited"])
     assert metrics["energy"]["joules"] is None or metrics["energy"]["joules"] > 0
 

@@ -30,16 +30,20 @@ def test_a_tapped_teacher_computes_softmax_attention():
 def test_a_tapped_student_computes_inhibitor_attention():
     student = inhibitor.convert(softmax_model(auto_class=AutoModel), ACTIVE)
     with torch.no_grad():
-        tapped = contexts(student, batch())[0]
         layer = inhibitor_layers(student)[0]
+        assert layer.query_gain is not None
+        layer.query_gain.copy_(0.3 * torch.randn(layer.query_gain.shape, generator=torch.Generator().manual_seed(0)))
+        tapped = contexts(student, batch())[0]
+        gain = torch.exp(torch.einsum("bhnd,hd->bhn", tapped.query, layer.query_gain))
         expected = inhibitor_attention(
             tapped.query,
             tapped.key,
             tapped.value,
             gamma=layer.gamma,
-            eta=layer.eta,
+            eta=layer.eta.view(-1, 1) * gain,
             delta=layer.delta,
             length_exponent=layer.length_exponent,
+            reach=layer.reach,
             attn_mask=tapped.attn_mask,
             backend="reference",
         )

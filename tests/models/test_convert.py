@@ -101,7 +101,13 @@ def test_weights_stay_and_only_inhibitor_parameters_are_added():
     after = inhibitor.convert(model).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     added = {name.rpartition(".inhibitor.")[2] for name in after.keys() - before.keys()}
-    assert added == {"gamma", "eta", "delta", "length_exponent"}
+    assert added == {"gamma", "eta", "delta", "length_exponent", "reach", "query_gain"}
+
+
+def test_the_papers_attention_has_the_papers_parameters():
+    model = inhibitor.convert(softmax_model(), InhibitorConfig(reach=None, query_gain=False))
+    names = {name for attention in inhibitor_layers(model).values() for name in attention.state_dict()}
+    assert names == {"gamma", "eta", "delta", "length_exponent"}
 
 
 @pytest.mark.parametrize(("per", "size"), [("head", 4), ("layer", 1)])

@@ -147,7 +147,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         ],
         LAYERWISE: [
             ("layer-wise trains every layer", "in self.trained:\n", "in inhibitor_layers(self.student):\n"),
-            ("γ, η, δ and ρ not trained", '.projections, "inhibitor")', ".projections,)"),
+            ("γ, η, δ, ρ, τ and u not trained", '.projections, "inhibitor")', ".projections,)"),
         ],
         test_stages.test_joint_is_the_sum_of_layers_that_the_teacher_feeds: [
             ("joint fed by the student", "self.forced = isinstance(stage, JointStage) or", "self.forced =")
@@ -316,8 +316,12 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
     },
     calibrate: {
         RECOVERS: [
-            ("ρ has no effect", "lengths.pow(-exponent)", "lengths.pow(0)"),
-            ("η has none", "cross / square.clamp(min=torch.finfo(square.dtype).tiny)", "torch.ones_like(cross)"),
+            ("ρ has no effect", "length.pow(-exponent)", "length.pow(0)"),
+            ("η has none", "sums[0] / sums[1].clamp(min=torch.finfo(square.dtype).tiny)", "torch.ones_like(sums[0])"),
+        ],
+        test_calibrate.test_recovers_a_reach: [
+            ("τ of another try", "reaches[index] if len(reaches)", "reaches[0] if len(reaches)"),
+            ("every key is heard", "heard.clamp(min=0) / reaches", "torch.ones_like(heard) / reaches"),
         ],
         test_calibrate.test_heads_get_values_of_their_own: [
             ("one value for all heads", "if shared else other", "if True else other")

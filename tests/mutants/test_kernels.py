@@ -97,7 +97,29 @@ CATALOGUE = [
         "next += selected;\n    if (next == selection.count) break;\n  }",
     ),
     ("backward.h", "the next row's gradient", "m.grad + r * p.value_dim);", "m.grad + (rows - 1 - r) * p.value_dim);"),
+    ("backward.h", "what is heard passes the wrong way", "share = Simd::set(-g);", "share = Simd::set(g);"),
+    (
+        "backward.h",
+        "keys out of reach pass their gradient",
+        "const auto hears = Simd::greater(depth, Simd::load(z + j));",
+        "const auto hears = Simd::greater(Simd::load(z + j), depth);",
+    ),
+    ("backward.h", "reach's gradient of the last rows only", "result.reach += reach_", "result.reach = reach_"),
+    (
+        "backward.h",
+        "the gradient of another feature",
+        "[p.value_dim * p.grad_output",
+        "[(p.value_dim - 1) * p.grad_output",
+    ),
     # forward.h
+    (
+        "forward.h",
+        "hidden keys are heard",
+        "Simd::add(sum, Simd::where(Simd::bits(view(j, Simd::width)), left))",
+        "Simd::add(sum, left)",
+    ),
+    ("forward.h", "the reach of another head", "views[r], p.reach[part.head])", "views[r], p.reach[0])"),
+    ("forward.h", "what a careful row hears is lost", "output[p.value_dim] = heard;", "output[p.value_dim] = 0.0f;"),
     (
         "forward.h",
         "the sums of another block",
@@ -245,6 +267,7 @@ CATALOGUE = [
         "query(p.queries - 1 - row % p.queries)",
     ),
     # driver.cpp
+    ("driver.cpp", "only the last chunk is heard", "+= part[step - 1];", "= part[step - 1];"),
     ("driver.cpp", "delta's gradient of one split", "delta += result.delta", "delta = result.delta"),
     ("driver.cpp", "gamma's gradient of one batch", "gamma += result.gamma", "gamma = result.gamma"),
     (

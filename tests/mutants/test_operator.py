@@ -19,7 +19,7 @@ from inhibitor.ops import attention, blocked, masks, operator
 from tests.mutants import mutated
 from tests.ops.cases import LUCK, TOLERANCES, Arguments, Case, arguments, relative_error
 
-LOOP = "        for tile in _tiles(query, key, value, gamma, delta, options):\n"
+LOOP = "        for tile in _tiles(query, key, value, gamma, delta, reach, options):\n"
 NO_AUTOCAST = "    with torch.autocast(query.device.type, enabled=False):\n" + LOOP
 AS_IT_IS = "    if True:\n" + LOOP
 FLATTENED = "query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)\n"
@@ -94,13 +94,18 @@ CATALOGUE = [
     (blocked, "causal without the diagonal", "> row.unsqueeze(-1)", ">= row.unsqueeze(-1)"),
     (blocked, "causal forgets the mask", "forbidden | future", "future"),
     (blocked, "heads grouped the other way", 'torch.div(index, groups, rounding_mode="floor")', "index % key.shape[0]"),
-    (operator, "fake result of query's shape", "(*query.shape[:3], value.shape[3])", "query.shape"),
+    (
+        operator,
+        "fake result of query's shape",
+        "(*query.shape[:3], value.shape[3] + (reach is not None))",
+        "query.shape",
+    ),
     (operator, "fake result of query's dtype", "dtype=blocked.accumulation_dtype(query.dtype)", "dtype=query.dtype"),
     (
         operator,
         "fake gradients in float32",
-        "(tensor.new_empty(tensor.shape) for tensor in inputs[:5])",
-        "(tensor.new_empty(tensor.shape, dtype=torch.float32) for tensor in inputs[:5])",
+        "(tensor.new_empty(tensor.shape) for tensor in inputs[:3])",
+        "(tensor.new_empty(tensor.shape, dtype=torch.float32) for tensor in inputs[:3])",
     ),
     (
         operator,
@@ -117,8 +122,17 @@ CATALOGUE = [
     (
         attention,
         "eta of a tensor forgotten",
-        "if isinstance(eta, Tensor) or eta != 1.0 else None",
-        "if not isinstance(eta, Tensor) else None",
+        "None if isinstance(eta, int | float) and eta == 1.0 else",
+        "None if isinstance(eta, Tensor) or eta == 1.0 else",
+    ),
+    (attention, "a length of 0 where nothing is heard", "+ UNHEARD", "+ 0.0"),
+    (attention, "what is left of τ, not how many keys", "total[..., -1:] / depth.view(-1, 1, 1)", "total[..., -1:]"),
+    (blocked, "the reach of the first head", "heard[chosen]", "heard[:1]"),
+    (
+        blocked,
+        "another value's gradient for the reach's",
+        "grad_value[..., :-1], grad_value[..., -1]",
+        "grad_value[..., 1:], grad_value[..., 0]",
     ),
     (attention, "padding counted", "masks.count(attn_mask, is_causal", "masks.count(None, is_causal"),
     (attention, "the inverse of the length exponent", "-exponent.to(wide)", "exponent.to(wide)"),
@@ -187,6 +201,7 @@ def _one_thread(monkeypatch):
 VALUES = [
     Case(2, 4, 2, 5, 4, 3, 2, parameters="per head"),
     Case(3, 2, 2, 7, 3, 2, 4, mask="bhqk", parameters="per head"),
+    Case(2, 4, 2, 5, 4, 3, 2, mask="bk", parameters="per head", reach=True),
     Case(2, 4, 1, 5, 4, 3, 2, mask="bk", is_causal=True, parameters="shared"),
     Case(1, 2, 2, 6, 4, 3, 2, is_causal=True, signed=False, center=False, parameters="per head"),
     Case(3, 2, 2, 1, 5, 3, 2),  # six heads in tiles of four
@@ -223,7 +238,7 @@ def half_precision(mutant: Mutant) -> None:
     call, _, truth = expected(Case(1, 2, 2, 3, 70, 8, 4), torch.bfloat16)
     query, key, value = call.tensors.values()
     total = mutant.operator.attention(
-        query, key, value, torch.ones(2), torch.zeros(2), None, False, True, True, 8**-0.5, "torch"
+        query, key, value, torch.ones(2), torch.zeros(2), None, None, False, True, True, 8**-0.5, "torch"
     )
     assert relative_error(total, truth["output"].double()) <= 20 * LUCK
     assert call(attend=mutant.attend).dtype == torch.bfloat16
@@ -285,7 +300,7 @@ def empty(mutant: Mutant) -> None:
 def fake(mutant: Mutant) -> None:
     call, _, _ = expected(Case(2, 2, 2, 3, 4, 5, 6), torch.bfloat16)
     query, key, value = (tensor.to("meta") for tensor in call.tensors.values())
-    numbers = (torch.ones(2, device="meta"), torch.ones(2, device="meta"), None, False, True, True, 1.0, "torch")
+    numbers = (torch.ones(2, device="meta"), torch.ones(2, device="meta"), None, None, False, True, True, 1.0, "torch")
     total = mutant.operator.attention(query, key, value, *numbers)
     assert (total.shape, total.dtype) == ((2, 2, 3, 6), torch.float32)
     gradients = mutant.operator.attention_backward(total, query, key, value, *numbers)

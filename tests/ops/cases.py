@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inhibitor import inhibitor_attention
 from inhibitor.ops import blocked, masks
+from inhibitor.ops.attention import UNHEARD
 
 LENGTHS = (0, 1, 2, 3, 17, 63, 64, 65, 127, 128, 129, 257)
 HEAD_DIMS = (1, 3, 32, 60, 64, 128)
@@ -57,6 +58,7 @@ class Case:
     center: bool = True
     signed: bool = True
     parameters: str = "defaults"
+    reach: bool = False
     pieces: int = 1  # into about how many tiles a test cuts the work
 
     def __str__(self) -> str:
@@ -67,6 +69,7 @@ class Case:
             "" if self.center else "uncentred",
             "" if self.signed else "unsigned",
             self.parameters,
+            "reach" if self.reach else "",
             f"tiles={self.pieces}",
         ]
         return "-".join(filter(None, words)).replace(" ", "_")
@@ -98,6 +101,7 @@ def _draw(draw: random.Random, queries: int, keys: int, features: tuple[int, ...
             center=draw.random() < 0.7,
             signed=draw.random() < 0.7,
             parameters=draw.choice(PARAMETERS),
+            reach=draw.random() < 0.5,
             pieces=draw.choice(PIECES),
         )
         if case.work <= WORK if features is HEAD_DIMS else 0 < case.work <= 4 * WORK:
@@ -114,7 +118,7 @@ def sweep() -> list[Case]:
     return [
         *drawn,
         Case(1, 1, 1, 257, 257, 64, 64, mask="bk", parameters="numbers", pieces=20),
-        Case(1, 1, 1, 129, 257, 128, 60, is_causal=True, parameters="per head", pieces=7),
+        Case(1, 1, 1, 129, 257, 128, 60, is_causal=True, parameters="per head", reach=True, pieces=7),
         Case(1, 4, 2, 65, 129, 60, 128, mask="bhqk", parameters="per head", pieces=3),
     ]
 
@@ -161,16 +165,21 @@ def arguments(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     grad = randn(case.batch, case.heads, case.queries, case.value_dim).to(dtype)
     numbers: dict[str, Any] = {"gamma": 0.7, "eta": 1.3, "delta": 0.5, "length_exponent": 0.5}
+    numbers |= {"reach": 0.8} if case.reach else {}
     wide = blocked.accumulation_dtype(dtype)
     if case.parameters == "shared":
-        shapes: tuple[tuple[int, ...], ...] = ((1,), (), (), (1,))
+        shapes: tuple[tuple[int, ...], ...] = ((1,), (), (), (1,), (1,))
         tensors |= {name: torch.full(shape, n, dtype=wide) for (name, n), shape in zip(numbers.items(), shapes)}  # noqa: B905
     elif case.parameters == "per head":
         tensors |= {name: (n + randn(case.heads)).to(wide) for name, n in numbers.items()}
         tensors["delta"][0] = -0.3
         tensors["eta"][1:2] = 0.0
         tensors["length_exponent"] = torch.rand(case.heads, generator=generator, dtype=wide)
+        if case.reach:
+            tensors["reach"] = 0.2 + torch.rand(case.heads, generator=generator, dtype=wide)
     options: dict[str, Any] = dict(numbers) if case.parameters == "numbers" else {}
+    if case.reach and case.parameters == "defaults":
+        options |= {"reach": 0.8, "length_exponent": 1.0}
     options |= {
         "attn_mask": mask(case, generator),
         "is_causal": case.is_causal,
@@ -196,7 +205,11 @@ class Parts:
     """What the formula compares, in float64; i queries, j keys, l value features."""
 
     weight: Tensor  # n^−ρ, (batch, heads, queries, 1)
-    count: Tensor  # n, (batch, heads, queries, 1)
+    spread: Tensor  # how much larger its absolute terms are: 1 + ρ · those of n ÷ n, or 1
+    exponent: Tensor  # ρ, (heads, 1, 1)
+    count: Tensor  # the keys in sight, (batch, heads, queries, 1)
+    length: Tensor  # n: the same, or those heard
+    reach: Tensor | None  # τ, (heads, 1, 1)
     distance: Tensor  # scale · Σ|q − k|, (batch, heads, i, j)
     slope: Tensor  # γ, (heads, 1, 1)
     eta: Tensor  # η, (heads, 1, 1)
@@ -208,7 +221,8 @@ class Parts:
 
 def parts(case: Case, given: Arguments) -> Parts:
     """The formula's parts for these arguments."""
-    options = {"gamma": 1.0, "eta": 1.0, "delta": 0.0, "length_exponent": 0.0} | given.options | given.tensors
+    options: dict[str, Any] = {"gamma": 1.0, "eta": 1.0, "delta": 0.0, "length_exponent": 0.0, "reach": None}
+    options = options | given.options | given.tensors
     names = ("gamma", "eta", "delta", "length_exponent")
     gamma, eta, delta, exponent = (torch.as_tensor(options[name]).double().view(-1, 1, 1) for name in names)
     groups = case.heads // case.key_heads
@@ -222,7 +236,16 @@ def parts(case: Case, given: Arguments) -> Parts:
     terms = value.abs().unsqueeze(2) + (score.abs() + mean.abs() + delta.abs()).unsqueeze(-1)
     score = score - mean + delta
     excess = (value.abs() if case.signed else value).unsqueeze(2) - score.relu().unsqueeze(-1)
-    return Parts(count**-exponent, count, distance, gamma, eta, score, excess, terms, allowed.expand(score.shape))
+    allowed = allowed.expand(score.shape)
+    reach, length, spread = None, count, torch.ones(())
+    if options["reach"] is not None:
+        reach = torch.as_tensor(options["reach"]).double().view(-1, 1, 1)
+        heard = (score.relu() < reach) & allowed
+        length = ((reach - score.relu()) * heard).sum(-1, keepdim=True) / reach + UNHEARD
+        sizes = (gamma.abs() * distance + mean.abs() + delta.abs() + reach) * heard
+        spread = 1 + exponent.abs() * sizes.sum(-1, keepdim=True) / (reach * length)
+    weight = length**-exponent
+    return Parts(weight, spread, exponent, count, length, reach, distance, gamma, eta, score, excess, terms, allowed)
 
 
 def by_key_head(case: Case, tensor: Tensor) -> Tensor:
@@ -243,7 +266,10 @@ def separate(case: Case, given: Arguments, seed: int = 1) -> Arguments:
     for _ in range(50 if case.work else 0):
         found = parts(case, separated)
         margin = 1e-5 * (1 + float((found.slope * found.distance).abs().max()))
-        near = ((found.score != 0) & (found.score.abs() < margin) & found.allowed).any(-1)
+        near = (found.score != 0) & (found.score.abs() < margin)
+        if found.reach is not None:
+            near |= (found.score - found.reach).abs() < margin
+        near = (near & found.allowed).any(-1)
         close = ((found.excess.abs() < margin) & found.allowed.unsqueeze(-1)).any(2)
         close = by_key_head(case, close).any(2)
         if not (near.any() or close.any()):
@@ -262,25 +288,34 @@ def sizes(case: Case, given: Arguments, grad: Tensor) -> dict[str, float]:
     """
     found = parts(case, given)
     grad = grad.double().abs()
-    scaled = grad * found.weight * found.eta.abs()
+    weight = found.weight * found.spread
+    scaled = grad * weight * found.eta.abs()
     passes = ((found.excess > 0) & found.allowed.unsqueeze(-1)).double()
     summed = (found.terms * passes).sum(3)
-    by_score = torch.einsum("bhil,bhijl->bhij", scaled, passes) * (found.score > 0)
+    by_inhibition = torch.einsum("bhil,bhijl->bhij", scaled, passes)
+    by_reach = torch.zeros(())
+    if found.reach is not None:
+        heard = ((found.score < found.reach) & found.allowed).double()
+        by_length = (scaled * summed).sum(-1, keepdim=True) * found.exponent.abs() / found.length
+        by_inhibition = by_inhibition + by_length / found.reach * heard
+        by_reach = (by_length / found.reach * (heard.sum(-1, keepdim=True) + found.length)).sum((0, 2, 3))
+    by_score = by_inhibition * (found.score > 0)
     if case.center:
         by_score = (by_score + by_score.sum(-1, keepdim=True) / found.count) * found.allowed
     by_distance = by_score * found.slope.abs() * case.head_dim**-0.5
     terms = {
-        "output": summed * found.weight * found.eta.abs(),
+        "output": summed * weight * found.eta.abs(),
         "query": by_distance.sum(3),
         "key": by_key_head(case, by_distance.sum(2)).sum(2),
         "value": by_key_head(case, torch.einsum("bhil,bhijl->bhjl", scaled, passes)).sum(2),
         "gamma": (by_score * found.distance).sum((0, 2, 3)),
-        "eta": (grad * found.weight * summed).sum((0, 2, 3)),
+        "eta": (grad * weight * summed).sum((0, 2, 3)),
         "delta": by_score.sum((0, 2, 3)),
-        "length_exponent": (scaled * summed * found.count.log()).sum((0, 2, 3)),
+        "length_exponent": (scaled * summed * found.length.log().abs()).sum((0, 2, 3)),
+        "reach": by_reach,
     }
     shared = case.parameters == "shared"
-    whole = {"gamma", "eta", "delta", "length_exponent"} if shared else set()
+    whole = {"gamma", "eta", "delta", "length_exponent", "reach"} if shared else set()
     return {
         name: float(term.sum() if name in whole else term.max()) if term.numel() else 0.0
         for name, term in terms.items()

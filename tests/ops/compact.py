@@ -19,18 +19,18 @@ from tests.ops.suite import Suite
 NAN, INF = float("nan"), float("inf")
 VALUES = [
     Case(2, 4, 2, 5, 4, 3, 2, parameters="per head"),
-    Case(1, 2, 1, 67, 70, 20, 9, mask="hk", parameters="per head"),
-    Case(2, 4, 4, 70, 150, 17, 40, mask="bhqk", parameters="per head"),
+    Case(1, 2, 1, 67, 70, 20, 9, mask="hk", parameters="per head", reach=True),
+    Case(2, 4, 4, 70, 150, 17, 40, mask="bhqk", parameters="per head", reach=True),
     Case(1, 2, 2, 130, 131, 24, 36, is_causal=True, parameters="per head"),
     Case(1, 2, 2, 130, 131, 24, 36, is_causal=True, signed=False, center=False, parameters="per head"),
     Case(2, 2, 2, 9, 300, 33, 20, signed=False, parameters="per head"),
     Case(1, 1, 1, 12, 7, 257 - 1, 5, parameters="per head"),
     Case(2, 4, 1, 40, 140, 16, 16, mask="bk", is_causal=True, parameters="per head"),
-    Case(1, 4, 2, 2, 1100, 20, 9, mask="bhqk", is_causal=False, parameters="per head"),  # few queries
+    Case(1, 4, 2, 2, 1100, 20, 9, mask="bhqk", is_causal=False, parameters="per head", reach=True),  # few queries
     Case(2, 2, 2, 3, 5, 20, 9, is_causal=True, signed=False, center=False, parameters="per head"),
     Case(2, 2, 2, 1, 40, 16, 12, parameters="per head"),
 ]
-SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True, parameters="per head")
+SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True, parameters="per head", reach=True)
 FEW = Case(3, 4, 2, 2, 13, 5, 6, mask="bhqk", is_causal=True, parameters="per head")
 LONG = Case(1, 2, 2, 260, 270, 20, 12, mask="k", is_causal=True, parameters="per head")
 HALVES = (VALUES[1], VALUES[8])
@@ -90,7 +90,7 @@ def rounding() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         query = torch.zeros(256, 1, 8, 4, dtype=dtype)
-        found = cpu.forward(query, query[:, :, :1], numbers.view(256, 1, 1, 256), one, zero, options)
+        found = cpu.forward(query, query[:, :, :1], numbers.view(256, 1, 1, 256), one, zero, None, options)
         torch.testing.assert_close(
             found, numbers.float().view(256, 1, 1, 256).expand_as(found), rtol=0, atol=0, equal_nan=True
         )
@@ -98,7 +98,7 @@ def rounding() -> None:
         between = (exact[:-1].double() + exact[1:].double()).div(2).float()
         grad = torch.cat([exact, between, between[:1]]).view(-1, 1, 1, 256)
         query, value = torch.zeros(len(grad), 1, 1, 4, dtype=dtype), torch.ones(grad.shape, dtype=dtype)
-        found = cpu.backward(grad, query, query, value, one, zero, options)[2]
+        found = cpu.backward(grad, query, query, value, one, zero, None, options)[2]
         torch.testing.assert_close(found, grad.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -197,7 +197,7 @@ def strides() -> None:
             dense = Arguments(inputs, given.options | {"attn_mask": mask.contiguous()})
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
             output = Arguments(leaves, given.options | {"attn_mask": mask})("cpu")
-            names = [name for name in leaves if name not in ("eta", "length_exponent")]
+            names = [name for name in leaves if name not in ("eta", "length_exponent", "reach")]
             gradients = torch.autograd.grad(output, [leaves[name] for name in names], layout(grad))
             true = dense.with_gradients(layout(grad).contiguous(), "cpu")
             equal_to(

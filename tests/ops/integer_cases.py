@@ -10,6 +10,7 @@ from inhibitor.ops import integer_attention
 from tests.ops.cases import Case, mask
 
 SLOPES = (0.07, 0.9, 0.003, 130.0)  # a of one head after the other: shifts of 19, 16, 24 and 8
+REACHES = (40, 200, 1, 255)  # likewise, in steps of the value
 
 
 def codes(case: Case, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -32,9 +33,10 @@ def grid_of(case: Case, seed: int = 0) -> IntegerGrid:
     slope = torch.tensor(SLOPES).repeat(case.heads)[: case.heads]
     group = case.heads // case.key_heads
     gamma = slope * steps[1].repeat_interleave(group) / steps[0].repeat_interleave(group)
-    # A part of the distances' spread, which grows with the root of head_dim: some z are 0, some 127, most between.
+    # A part of the distances' spread, which grows with the root of head_dim: some z are 0, some 255, most between.
     delta = (torch.rand(case.heads, generator=generator) - 0.3) * 100 * case.head_dim**0.5 * slope * steps[1].max()
-    return IntegerGrid.of(steps[0], steps[1], gamma, delta, scale=1.0)
+    reach = torch.tensor(REACHES).repeat(case.heads)[: case.heads] * steps[1].repeat_interleave(group)
+    return IntegerGrid.of(steps[0], steps[1], gamma, delta, scale=1.0, reach=reach if case.reach else None)
 
 
 def attend(tensors: Sequence[torch.Tensor], grid: IntegerGrid, **options: Any) -> torch.Tensor:

@@ -23,13 +23,14 @@ from tests.ops.suite import Suite
 CASES = [
     Case(2, 4, 2, 5, 4, 3, 2),
     Case(1, 4, 1, 67, 70, 20, 9, mask="hk"),
-    Case(2, 4, 4, 70, 150, 17, 40, mask="bhqk"),
+    Case(2, 4, 4, 70, 150, 17, 40, mask="bhqk", reach=True),
     Case(1, 4, 4, 130, 131, 24, 36, is_causal=True),
     Case(1, 4, 4, 130, 131, 24, 36, is_causal=True, signed=False, center=False),
+    Case(1, 4, 4, 130, 131, 24, 32, is_causal=True, center=False, reach=True),
     Case(1, 4, 4, 9, 1100, 33, 20, signed=False),
     Case(1, 1, 1, 12, 7, 256, 5),
     Case(2, 4, 1, 40, 140, 16, 16, mask="bk", is_causal=True),
-    Case(1, 4, 2, 2, 1100, 20, 9, mask="bhqk"),
+    Case(1, 4, 2, 2, 1100, 20, 9, mask="bhqk", reach=True),
     Case(1, 2, 2, 1, 40, 16, 12),
     Case(1, 4, 4, 7, 40, 19, 3, center=False),
     Case(1, 2, 2, 300, 600, 64, 64, center=False),
@@ -70,19 +71,20 @@ def extremes() -> None:
         value = torch.full((1, 1, 1, 3), v, dtype=torch.int8)
         key, value = key.expand(1, 1, 2**17, 256), value.expand(1, 1, 2**17, 3)
         for center in (True, False):
-            grid = IntegerGrid.of(1.0, 1.0, 2.0**-11, 0.0, scale=1.0)
-            found = integer_attention(query, key, value, grid, center=center, backend="cpu")
+            grid = IntegerGrid.of(1.0, 1.0, 2.0**-11, 0.0, scale=1.0, reach=255.0)
+            found, heard = integer_attention(query, key, value, grid, center=center, backend="cpu").split([3, 1], -1)
             z = 0 if center or q == k else 31  # 65280 + 1024 is held as 65535
             assert torch.equal(found, torch.full_like(found, 2**17 * (127 - z) * (1 if v > 0 else -1)))
+            assert torch.equal(heard, torch.full_like(heard, 2**17 * (255 - z)))
 
 
 def numbers() -> None:
     case = Case(1, 2, 2, 3, 40, 256, 4)
     query, key, value = codes(case)
     key[0, 1, ::3] = query[0, 1, :1]
-    for shift in (8, 11, 15, 16, 17, 31):
+    for shift in (8, 11, 15, 16, 17, 31):  # a reach beyond every value, so that z counts beyond it too
         for threshold in (-(2**18), -90000, -65535, -300, 0, 300, 65535, 90000, 2**18):
-            given = ([32768, 65535], [shift] * 2, [threshold] * 2)
+            given = ([32768, 65535], [shift] * 2, [threshold] * 2, [255, 200])
             grid = IntegerGrid(torch.ones(2), torch.ones(2), *(torch.tensor(x, dtype=torch.int32) for x in given))
             expected = integer_attention(query, key, value, grid, backend="reference")
             assert torch.equal(integer_attention(query, key, value, grid, backend="cpu"), expected)
@@ -131,15 +133,16 @@ def strides() -> None:
 
 
 def cached() -> None:
-    for case in (CASES[0], CASES[9], Case(2, 4, 2, 3, 70, 20, 33, mask="hqk", signed=False)):
+    for case in (CASES[0], CASES[10], Case(2, 4, 2, 3, 70, 20, 33, mask="hqk", signed=False, reach=True)):
         for floats in (False, True):
-            (query, key, value), grid, expected = prepared(case, floats)
+            (query, key, value), grid, sums = prepared(case, floats)
+            expected = sums[..., : case.value_dim].float() * grid.value_step.view(-1, 1, 1)
             for piece in (1, 7, 64):
                 cache = IntegerCache(case.batch, case.key_heads, case.head_dim, case.value_dim, grid)
                 for first in range(0, case.keys, piece):
                     cache.append(key[:, :, first : first + piece], value[:, :, first : first + piece])
                 options = {name: options_of(case)[name] for name in ("attn_mask", "center", "signed")}
-                assert torch.equal(cache.attend(query, **options), expected.float() * grid.value_step.view(-1, 1, 1))
+                assert torch.equal(cache.attend(query, **options), expected)
 
 
 def rescaled() -> None:

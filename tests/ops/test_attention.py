@@ -71,6 +71,12 @@ BAD_CALLS = [
     ("delta a list", {"delta": [0.0] * 4}, "delta", "a number or", "[0.0, 0.0, 0.0, 0.0]"),
     ("eta complex", {"eta": 1j}, "eta", "a number or", "1j"),
     ("length_exponent for 5", {"length_exponent": torch.ones(5)}, "length_exponent", "of shape (4,)", "(5,)"),
+    ("eta per row", {"eta": torch.ones(2, 4, 5)}, "eta", "shape (2, 4, 3)", "torch.float32 of shape (2, 4, 5)"),
+    ("eta per row of integers", {"eta": torch.ones(2, 4, 3).long()}, "eta", "floating-point", "torch.int64"),
+    ("reach 0", {"reach": 0.0}, "reach", "above 0", "0.0"),
+    ("reach NaN", {"reach": NAN}, "reach", "above 0", "nan"),
+    ("reach a word", {"reach": "far"}, "reach", "a number or", "'far'"),
+    ("reach for 3 heads", {"reach": torch.ones(3)}, "reach", "of shape (4,)", "(3,)"),
     ("scale a tensor", {"scale": torch.tensor(0.5)}, "scale", "a number or None", "tensor(0.5000)"),
     ("scale a word", {"scale": "auto"}, "scale", "a number or None", "'auto'"),
     ("mask for is_causal", {"is_causal": torch.ones(3, 5) > 0}, "is_causal", "True or False", "Tensor"),
@@ -195,7 +201,7 @@ def test_the_result_has_the_dtype_of_query(dtype, backend, parameter):
     if backend == "cpu" and dtype == torch.float64:
         pytest.skip("the native kernels do not take float64")
     query, key = Q.to(dtype), K.to(dtype)
-    names = ("gamma", "eta", "delta", "length_exponent")
+    names = ("gamma", "eta", "delta", "length_exponent", "reach")
     result = inhibitor_attention(query, key, key, backend=backend, **dict.fromkeys(names, parameter))
     assert (result.dtype, tuple(result.shape)) == (dtype, (2, 4, 3, 8))
 
@@ -231,7 +237,7 @@ def test_empty_inputs_give_zeros_and_zero_gradients(query, key, masked, backend)
     query, key = randn(*query).requires_grad_(), randn(*key).requires_grad_()
     value = randn(*key.shape[:3], 6).requires_grad_()
     heads = query.shape[1]
-    names = ("gamma", "eta", "delta", "length_exponent")
+    names = ("gamma", "eta", "delta", "length_exponent", "reach")
     leaves = {"query": query, "key": key, "value": value}
     leaves |= {name: torch.full((heads,), 0.5, requires_grad=True) for name in names}
     mask = torch.ones(key.shape[2], dtype=torch.bool) if masked == "padding" else None
@@ -247,7 +253,7 @@ def test_empty_inputs_give_zeros_and_zero_gradients(query, key, masked, backend)
 
 # What hides all of the keys 2 and 5 in batch 1, and leaves enough else to see.
 def hiding(kind: str) -> tuple[Case, torch.Tensor]:
-    case = Case(2, 4, 2, 5, 7, 3, 4, parameters="per head", is_causal="causal" in kind)
+    case = Case(2, 4, 2, 5, 7, 3, 4, parameters="per head", is_causal="causal" in kind, reach=True)
     allowed = torch.ones(2, 4, 5, 7, dtype=torch.bool)
     if "arbitrary" in kind:
         allowed = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(1)) < 0.7
@@ -346,9 +352,9 @@ def test_what_other_queries_see_changes_no_bit_of_one_that_does_not(queries, kin
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("name", ["gamma", "eta", "delta", "length_exponent"])
+@pytest.mark.parametrize("name", ["gamma", "eta", "delta", "length_exponent", "reach"])
 def test_a_parameter_that_is_nan_reaches_its_head_only(name, backend):
-    given, _ = arguments(Case(2, 4, 4, 3, 5, 3, 4, parameters="per head"), torch.float32)
+    given, _ = arguments(Case(2, 4, 4, 3, 5, 3, 4, parameters="per head", reach=True), torch.float32)
     clean = given(backend)
     given.tensors[name][2] = NAN
     found = given(backend)
@@ -369,7 +375,7 @@ def test_without_centring_an_infinitely_far_key_is_inhibited_whole(backend):
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["mask", "mask and causal"])
 def test_a_query_that_sees_no_key_gets_zero_and_passes_no_gradient_back(is_causal, backend):
-    case = Case(2, 4, 2, 5, 7, 3, 4, mask="bhqk", is_causal=is_causal, parameters="per head")
+    case = Case(2, 4, 2, 5, 7, 3, 4, mask="bhqk", is_causal=is_causal, parameters="per head", reach=True)
     given, grad = arguments(case, torch.float32 if backend == "cpu" else torch.float64)
     allowed = given.options["attn_mask"]
     allowed[0] = allowed[:, :, 2] = allowed[1, 1:3, 4] = False
@@ -395,7 +401,7 @@ def test_a_query_that_sees_no_key_gets_zero_and_passes_no_gradient_back(is_causa
 def test_a_padded_batch_equals_its_rows_unpadded(backend):
     """RELIABILITY, trap 1, at the level of the operator: every row with as many keys and queries as it has."""
     dtype, tolerance = (torch.float32, 4 * LUCK) if backend == "cpu" else (torch.float64, TOLERANCES["float64"])
-    given, _ = arguments(Case(3, 2, 2, 8, 8, 4, 4, parameters="per head"), dtype)
+    given, _ = arguments(Case(3, 2, 2, 8, 8, 4, 4, parameters="per head", reach=True), dtype)
     lengths = (8, 5, 1)
     padding = torch.arange(8) < torch.tensor(lengths).view(3, 1, 1, 1)
     for is_causal in (False, True):

@@ -151,7 +151,7 @@ def test_every_half_precision_number_is_read(queries, dtype, instruction_set):
     value = patterns(dtype).view(256, 1, 1, 256)
     query = torch.zeros(256, 1, queries, 4, dtype=dtype)
     options = blocked.Options(None, False, True, True, 1.0)
-    found = cpu.forward(query, query[:, :, :1], value, torch.ones(1), torch.zeros(1), options)
+    found = cpu.forward(query, query[:, :, :1], value, torch.ones(1), torch.zeros(1), None, options)
     torch.testing.assert_close(found, value.float().expand_as(found), rtol=0, atol=0, equal_nan=True)
 
 
@@ -166,7 +166,7 @@ def test_half_precision_is_rounded_to_nearest_even(dtype, instruction_set):
     query = torch.zeros(len(grad), 1, 1, 4, dtype=dtype)
     value = torch.ones(grad.shape, dtype=dtype)
     options = blocked.Options(None, False, True, True, 1.0)
-    found = cpu.backward(grad, query, query, value, torch.ones(1), torch.zeros(1), options)[2]
+    found = cpu.backward(grad, query, query, value, torch.ones(1), torch.zeros(1), None, options)[2]
     torch.testing.assert_close(found, grad.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -179,7 +179,7 @@ def test_half_precision_is_accumulated_in_float32(queries, dtype, instruction_se
 
     def both(given: Arguments) -> tuple[torch.Tensor, ...]:
         query, key, value = (given.tensors[name] for name in ("query", "key", "value"))
-        inputs = (query, key, value, torch.ones(2), torch.zeros(2), options)
+        inputs = (query, key, value, torch.ones(2), torch.zeros(2), None, options)
         return cpu.forward(*inputs), *cpu.backward(grad.float(), *inputs)
 
     for found, wide in zip(both(given), both(given.to(torch.float32)), strict=True):
@@ -220,8 +220,8 @@ def test_elements_beyond_two_to_the_31st_are_found(heads, name, offset, instruct
         query, key, value, grad, mask = (tensors[name] for name in ("query", "key", "value", "grad", "mask"))
         query, grad = query.expand(-1, heads, -1, -1), grad.expand(-1, heads, -1, -1)
         options = blocked.Options(mask, False, True, True, 0.5)
-        inputs = (query, key, value, torch.ones(heads), torch.zeros(heads), options)
-        return [cpu.forward(*inputs), *cpu.backward(grad, *inputs)]
+        inputs = (query, key, value, torch.ones(heads), torch.zeros(heads), None, options)
+        return [cpu.forward(*inputs), *cpu.backward(grad, *inputs)[:5]]
 
     expected = both(tensors)
     assert all(tensor.any() for tensor in expected)
@@ -449,7 +449,7 @@ def test_eight_threads_of_python_agree_with_one(instruction_set):
         given, grad = arguments(case, torch.float32)
         options = blocked.Options(None, case.is_causal, True, True, 0.5)
         query, key, value = (given.tensors[name] for name in ("query", "key", "value"))
-        inputs = (query, key, value, torch.ones(case.heads), torch.zeros(case.heads), options)
+        inputs = (query, key, value, torch.ones(case.heads), torch.zeros(case.heads), None, options)
         calls.append((grad, inputs, [cpu.forward(*inputs), *cpu.backward(grad, *inputs)]))
     start = threading.Barrier(8)
 

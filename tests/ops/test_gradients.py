@@ -10,11 +10,11 @@ from tests.ops.cases import TOLERANCES, Arguments, Case, arguments, relative_err
 CHECKED = [
     Case(2, 2, 2, 3, 4, 3, 2, parameters="per head"),
     Case(2, 2, 2, 3, 4, 3, 2, parameters="shared", center=False),
-    Case(1, 4, 2, 3, 3, 2, 3, parameters="per head", is_causal=True),
+    Case(1, 4, 2, 3, 3, 2, 3, parameters="per head", is_causal=True, reach=True),
     Case(2, 4, 1, 2, 5, 2, 2, parameters="per head", mask="bk", is_causal=True),
-    Case(2, 2, 2, 3, 4, 1, 1, parameters="per head", mask="bhqk"),
+    Case(2, 2, 2, 3, 4, 1, 1, parameters="per head", mask="bhqk", reach=True),
     Case(1, 2, 2, 3, 4, 3, 2, parameters="per head", mask="q", signed=False),
-    Case(1, 2, 1, 3, 4, 3, 2, parameters="shared", mask="hk", signed=False, center=False),
+    Case(1, 2, 1, 3, 4, 3, 2, parameters="shared", mask="hk", signed=False, center=False, reach=True),
 ]
 
 
@@ -36,7 +36,8 @@ def test_gradients_are_those_of_finite_differences(case, layout, cut):
     cut(20)
     given = separate(case, arguments(case)[0])
     leaves = {name: layout(tensor).detach().requires_grad_() for name, tensor in given.tensors.items()}
-    assert set(leaves) == {"query", "key", "value", "gamma", "eta", "delta", "length_exponent"}
+    names = {"query", "key", "value", "gamma", "eta", "delta", "length_exponent"}
+    assert set(leaves) == (names | {"reach"} if case.reach else names)
     check(leaves, given)
 
 

@@ -37,27 +37,31 @@ def by_hand(query, key, value, grid, allowed, center, signed):
         distance = {j: sum(abs(a - b) for a, b in zip(row, key[j], strict=True)) for j in seen}
         middle = (2 * sum(distance.values()) + len(seen)) // (2 * len(seen)) if center and seen else 0
         middle = min(max(middle - threshold, -65535), 65535)
-        result = [0] * len(value[0])
+        result = [0] * (len(value[0]) + (grid.reach is not None))
         for j in seen:
-            z = min(127, (min(max(distance[j] - middle, 0), 65535) * multiplier) >> shift)
+            z = min(255, (min(max(distance[j] - middle, 0), 65535) * multiplier) >> shift)
             for feature, v in enumerate(value[j]):
                 magnitude = abs(v) if signed else v
                 left = max(magnitude - z, 0)
                 result[feature] += -left if signed and v < 0 else left
+            if grid.reach is not None:
+                result[-1] += max(int(grid.reach[0]) - z, 0)
         output.append(result)
     return output
 
 
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 @pytest.mark.parametrize("center", [True, False], ids=["centred", "uncentred"])
+@pytest.mark.parametrize("reach", [None, 1.0, 130.0, 200.0])
 @pytest.mark.parametrize("slope", [1e-9, 2.0**-16, 0.01, 0.1, 0.7, 3.0, 60.0, 1e5])
-def test_the_reference_is_the_specification(slope, center, signed):
+def test_the_reference_is_the_specification(slope, reach, center, signed):
     case = Case(1, 1, 1, 7, 9, 5, 3, center=center, signed=signed)
     query, key, value = codes(case)
     allowed = torch.rand(7, 9, generator=torch.Generator().manual_seed(1)) < 2 / 3
     allowed[2] = False
     for delta in (-4.0, 0.0, 2.5):
-        grid = IntegerGrid.of(0.02, 0.02, slope, delta * slope * 0.02, scale=1.0)
+        far = None if reach is None else reach * 0.02
+        grid = IntegerGrid.of(0.02, 0.02, slope, delta * slope * 0.02, scale=1.0, reach=far)
         found = integer_attention(
             query, key, value, grid, attn_mask=allowed, center=center, signed=signed, backend="reference"
         )
@@ -79,15 +83,47 @@ def test_the_fixed_point_number_is_the_slope(exponent):
         if 2.0**-16 <= slope <= 2.0**8 - 2.0**-8:
             assert abs(held / slope - 1) <= 2**-16
         else:
-            ends = [min(127, (e * multiplier) >> shift) for e in (0, 1, 65535)]
-            assert ends == ([0, 127, 127] if slope > 1 else [0, 0, 0])
-            assert ends[1:] == [min(127, math.floor(e * slope)) for e in (1, 65535)]
+            ends = [min(255, (e * multiplier) >> shift) for e in (0, 1, 65535)]
+            assert ends == ([0, 255, 255] if slope > 1 else [0, 0, 0])
+            assert ends[1:] == [min(255, math.floor(e * slope)) for e in (1, 65535)]
 
 
 def test_the_threshold_holds_delta_and_the_half_that_rounds():
     grid = IntegerGrid.of(0.5, 0.25, torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.0]), scale=0.125)
     # δ in steps of the distance: 1 / (0.125 · 0.5) = 16 and −8; the half: 0.5 / (0.0625 / 0.25) = 2 and 1.
     assert grid.threshold.tolist() == [18, -7]
+
+
+def test_the_reach_is_in_steps_of_the_value_and_fits_eight_bits():
+    reach = torch.tensor([0.01, 1.0, 1.125, 63.8, 64.0])
+    grid = IntegerGrid.of(1.0, 0.25, torch.ones(5), 0.0, scale=1.0, reach=reach)
+    assert grid.reach is not None
+    assert grid.reach.tolist() == [1, 4, 4, 255, 255]
+    assert grid.reach.dtype == torch.int32
+    assert IntegerGrid.of(1.0, 0.25, 1.0, 0.0, scale=1.0).reach is None
+    moved = grid.to("meta").reach
+    assert moved is not None
+    assert moved.device.type == "meta"
+    assert IntegerGrid.of(1.0, 1.0, 1.0, 0.0, scale=1.0, reach=torch.ones(3)).shape == (3,)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_inhibitions_beyond_every_value_still_count_towards_a_farther_reach(backend):
+    """z of 0, 50, 127, 128, 199, 200, 254 and 255, at a slope of 1 that no rounding touches."""
+    z = torch.tensor([0, 50, 127, 128, 199, 200, 254, 255])
+    query, key = torch.zeros(1, 4, 1, 2, dtype=torch.uint8), torch.zeros(1, 4, len(z), 2, dtype=torch.uint8)
+    key[..., 0] = z
+    value = torch.full((1, 4, len(z), 1), 127, dtype=torch.int8)
+    grid = IntegerGrid.of(1.0, 1.0, 1.0, -0.5, scale=1.0, reach=torch.tensor([1.0, 128.0, 200.0, 255.0]))
+    total = integer_attention(query, key, value, grid, center=False, backend=backend)
+    assert total[0, :, 0, 0].tolist() == [127 + 77] * 4
+    # 1; 128 + 78 + 1; 200 + 150 + 73 + 72 + 1; 255 + 205 + 128 + 127 + 56 + 55 + 1
+    assert total[0, :, 0, 1].tolist() == [1, 207, 496, 827]
+    found = inhibitor_attention_int8(
+        query, key, value, grid, eta=2.0, length_exponent=1.0, center=False, backend=backend
+    )
+    heard = [0.5 + count / reach for count, reach in ((1, 1), (207, 128), (496, 200), (827, 255))]
+    torch.testing.assert_close(found.flatten(), torch.tensor([204 * 2 / n for n in heard]))
 
 
 def test_a_grid_from_numbers_by_key_head_serves_its_group():
@@ -107,6 +143,9 @@ def test_a_grid_from_numbers_by_key_head_serves_its_group():
         ("gamma", 0.0, "gamma: expected finite numbers greater than 0.*Train with γ > 0"),
         ("gamma", torch.tensor([1.0, -0.5, 1.0]), "gamma: expected finite numbers greater than 0"),
         ("delta", math.inf, "delta: expected finite numbers, got"),
+        ("reach", 0.0, "reach: expected finite numbers greater than 0.*Train with τ > 0, or pass reach=None"),
+        ("reach", torch.tensor([1.0, math.inf]), "reach: expected finite numbers greater than 0"),
+        ("reach", torch.ones(3), "query_key_step: expected one number for each of 3 heads"),
         ("scale", 0.0, "scale: expected a number greater than 0"),
         ("gamma", torch.ones(5), "query_key_step: expected one number for each of 5 heads"),
     ],
@@ -129,6 +168,8 @@ def test_a_grid_put_together_by_hand_must_fit():
         IntegerGrid(good.query_key_step, good.value_step, good.multiplier.long(), good.shift, good.threshold)
     with pytest.raises(OperatorError, match=r"value_step: expected torch.float32 of shape \(heads,\)"):
         IntegerGrid(good.query_key_step, good.value_step[:2], good.multiplier, good.shift, good.threshold)
+    with pytest.raises(OperatorError, match=r"reach: expected torch.int32 of shape \(heads,\)"):
+        IntegerGrid(*good.tensors[:5], torch.ones(3))
 
 
 def test_numbers_go_to_the_nearest_step_ties_to_even_and_stay_in_range():
@@ -164,7 +205,15 @@ def test_integers_are_not_put_on_a_grid_twice():
 # Signal to noise in dB, of the worst head, for normal data and steps that clip at four standard deviations: the grid's
 # own noise is some 35 dB below a value. A wrong formula is at 20 dB or less.
 LEAST_DB = {8: 30.0, 6: 18.0, 4: 5.0}
-RULES = [{}, {"center": False}, {"signed": False}, {"is_causal": True}, {"mask": "bk"}, {"mask": "bhqk"}]
+RULES = [
+    {},
+    {"center": False},
+    {"signed": False},
+    {"is_causal": True},
+    {"mask": "bk"},
+    {"mask": "bhqk"},
+    {"reach": True},
+]
 
 
 def decibel(found: torch.Tensor, true: torch.Tensor) -> float:
@@ -179,7 +228,9 @@ def test_is_the_float_operator_within_the_grids_noise(bits, rule):
     given, _ = arguments(case, torch.float32)
     given.options["delta"] = delta = 0.5 if case.center else -6.0  # or Z would leave next to nothing of the values
     most = 2 ** (bits - 1) - 1
-    grid = IntegerGrid.of(4 / most, 8 / most, torch.full((HEADS,), 0.7), delta, scale=0.125)
+    grid = IntegerGrid.of(
+        4 / most, 8 / most, torch.full((HEADS,), 0.7), delta, scale=0.125, reach=given.options.get("reach")
+    )
     options = {name: given.options[name] for name in ("attn_mask", "is_causal", "center", "signed", "enable_gqa")}
     shared = {name: given.options[name] for name in ("eta", "length_exponent")}
     query, key, value = (given.tensors[name] for name in ("query", "key", "value"))
@@ -227,22 +278,54 @@ def test_the_rescale_is_rounded_once():
     assert torch.equal(found, total.float() * exact.float())
 
 
-def test_queries_that_see_nothing_and_empty_inputs_give_zeros():
+def test_the_rescale_by_what_is_heard_is_rounded_once():
+    case = Case(2, HEADS, 2, 5, 7, 4, 3, reach=True)
+    query, key, value = codes(case)
+    grid, eta, rho = grid_of(case), randn(2, HEADS, 5), randn(HEADS, seed=1)
+    assert grid.reach is not None
+    options: dict[str, Any] = {"is_causal": True, "enable_gqa": True, "backend": "reference"}
+    total = integer_attention(query, key, value, grid, **options)
+    found = inhibitor_attention_int8(query, key, value, grid, eta=eta, length_exponent=rho, **options)
+    heard = 0.5 + total[..., 3:].double() / grid.reach.view(-1, 1, 1)
+    exact = grid.value_step.double().view(-1, 1, 1) * eta.double().unsqueeze(-1) * heard ** -rho.double().view(-1, 1, 1)
+    assert torch.equal(found, total[..., :3].float() * exact.float())
+
+
+@pytest.mark.parametrize("reach", [False, True])
+def test_each_query_may_have_a_gain_of_its_own(reach):
+    case = Case(2, HEADS, 2, 5, 7, 4, 3, reach=reach)
+    query, key, value = codes(case)
+    grid, eta = grid_of(case), randn(2, HEADS, 5).exp()
+    options: dict[str, Any] = {"length_exponent": 0.5, "enable_gqa": True, "backend": "reference"}
+    found = inhibitor_attention_int8(query, key, value, grid, eta=eta, **options)
+    plain = inhibitor_attention_int8(query, key, value, grid, **options)
+    torch.testing.assert_close(found, plain * eta.unsqueeze(-1))
+    with pytest.raises(OperatorError, match=r"eta: expected floating point of shape \(2, 4, 5\)"):
+        inhibitor_attention_int8(query, key, value, grid, eta=eta[:, :, :4], **options)
+
+
+@pytest.mark.parametrize("reach", [False, True])
+def test_queries_that_see_nothing_and_empty_inputs_give_zeros(reach):
     for queries, keys in itertools.product((0, 1, 3), repeat=2):
-        case = Case(2, HEADS, HEADS, queries, keys, 4, 3)
+        case = Case(2, HEADS, HEADS, queries, keys, 4, 3, reach=reach)
         query, key, value = codes(case)
         found = integer_attention(query, key, value, grid_of(case), backend="reference")
-        assert found.shape == (2, HEADS, queries, 3)
+        assert found.shape == (2, HEADS, queries, 3 + reach)
         assert found.dtype == torch.int32
         hidden = torch.zeros(queries, keys, dtype=torch.bool)
         found = integer_attention(query, key, value, grid_of(case), attn_mask=hidden, backend="reference")
         assert not found.any()
+        found = inhibitor_attention_int8(
+            query, key, value, grid_of(case), length_exponent=0.7, attn_mask=hidden, backend="reference"
+        )
+        assert not found.any()
     query, key, value = codes(Case(0, HEADS, HEADS, 3, 4, 4, 3))
-    assert integer_attention(query, key, value, grid_of(case), backend="reference").shape == (0, HEADS, 3, 3)
+    found = integer_attention(query, key, value, grid_of(case), backend="reference")
+    assert found.shape == (0, HEADS, 3, 3 + reach)
 
 
 def test_rows_in_tiles_are_rows_at_once(monkeypatch):
-    case = Case(2, HEADS, 2, 19, 30, 8, 6, mask="bhqk", is_causal=True)
+    case = Case(2, HEADS, 2, 19, 30, 8, 6, mask="bhqk", is_causal=True, reach=True)
     query, key, value = codes(case)
     options: dict[str, Any] = {
         "attn_mask": mask(case, torch.Generator().manual_seed(0)),

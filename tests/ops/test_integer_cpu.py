@@ -1,6 +1,7 @@
 """The native integer kernels: the reference's bits, for every instruction set that this processor can run."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.skipif(not integer_cpu.INSTALLED, reason="the package w
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SMALL = Case(3, 4, 2, 17, 13, 5, 6, mask="bhqk", is_causal=True)
-LARGE = Case(1, 4, 2, 150, 1100, 60, 40, mask="bk")  # several blocks of keys and of rows
-BEYOND = Case(2, 2, 2, 70, 600, 64, 64, is_causal=True)
+LARGE = Case(1, 4, 2, 150, 1100, 60, 40, mask="bk", reach=True)  # several blocks of keys and of rows
+BEYOND = Case(2, 2, 2, 70, 600, 64, 64, is_causal=True, reach=True)
 
 
 @pytest.fixture(params=integer_cpu.instruction_sets())
@@ -57,7 +58,8 @@ def test_has_the_references_bits(case):
 def test_puts_floats_on_the_grid_as_the_reference_does(case, dtype):
     query, key, value = floats_of(case, dtype)
     grid, options = grid_of(case), options_of(case)
-    rescale: dict[str, Any] = {"eta": 0.7, "length_exponent": 0.5}
+    eta = torch.rand(query.shape[:3], generator=torch.Generator().manual_seed(3))
+    rescale: dict[str, Any] = {"eta": eta if case.center else 0.7, "length_exponent": 0.5}
     expected = inhibitor_attention_int8(query, key, value, grid, **rescale, **options, backend="reference")
     for name in integer_cpu.instruction_sets():
         with integer_cpu.using(name):
@@ -103,14 +105,16 @@ def test_the_largest_numbers_overflow_nothing(extreme, center, integer_set):
     query = torch.full((1, 1, 5, 256), q, dtype=torch.uint8)
     key = torch.full((1, 1, 1, 256), k, dtype=torch.uint8).expand(1, 1, 2**17, 256)
     value = torch.full((1, 1, 1, 3), v, dtype=torch.int8).expand(1, 1, 2**17, 3)
-    grid = IntegerGrid.of(1.0, 1.0, 2.0**-15, 0.0, scale=1.0)
-    found = integer_attention(query, key, value, grid, center=center, backend="cpu")
+    grid = IntegerGrid.of(1.0, 1.0, 2.0**-15, 0.0, scale=1.0, reach=255.0)
+    *found, heard = integer_attention(query, key, value, grid, center=center, backend="cpu").unbind(-1)
     excess = min(65280 * (q != k) * (not center) + int(grid.threshold), 65535)
     z = (int(grid.multiplier) * excess) >> int(grid.shift)
     least = max(v, -127)
     assert int(grid.threshold) == 16384
-    assert torch.equal(found, torch.full_like(found, 2**17 * (abs(least) - z) * (1 if least > 0 else -1)))
-    assert int(found.abs().max()) < 2**24
+    assert torch.equal(heard, torch.full_like(heard, 2**17 * (255 - z)))
+    for total in found:
+        assert torch.equal(total, torch.full_like(total, 2**17 * (abs(least) - z) * (1 if least > 0 else -1)))
+        assert int(total.abs().max()) < 2**24
 
 
 @pytest.mark.parametrize("threshold", [-(2**18), -65536, -65535, -1, 0, 1, 65535, 65536, 2**18])
@@ -119,11 +123,29 @@ def test_every_shift_and_threshold_has_the_references_bits(shift, threshold, int
     case = Case(1, 2, 2, 3, 70, 256, 4)
     query, key, value = codes(case)
     key[0, 1, ::3] = query[0, 1, :1]
-    numbers = ([32768, 65535], [shift] * 2, [threshold] * 2)
+    numbers = ([32768, 65535], [shift] * 2, [threshold] * 2, [255, 200])
     grid = IntegerGrid(torch.ones(2), torch.ones(2), *(torch.tensor(x, dtype=torch.int32) for x in numbers))
     for center in (True, False):
         expected = integer_attention(query, key, value, grid, center=center, backend="reference")
         assert torch.equal(integer_attention(query, key, value, grid, center=center, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("reach", [1, 126, 127, 128, 254, 255])
+def test_every_inhibition_counts_towards_every_reach(reach, integer_set):
+    """All z there are, at a shift that is steep and one that is not, in rows that begin and end anywhere."""
+    query = torch.zeros(1, 2, 300, 2, dtype=torch.uint8)
+    key = torch.zeros(1, 2, 300, 2, dtype=torch.uint8)
+    key[0, 0, :, 0] = torch.randperm(300, generator=torch.Generator().manual_seed(0)).clamp(max=255)
+    key[0, 1] = key[0, 0]
+    value = torch.full((1, 2, 300, 16), 127, dtype=torch.int8)  # no feature is left over for what is heard
+    slopes = torch.tensor([1.0, 0.7])
+    grid = IntegerGrid.of(1.0, 1.0, slopes, -0.5, scale=1.0, reach=float(reach))
+    assert grid.shift.tolist() == [15, 16]
+    found = integer_attention(query, key, value, grid, is_causal=True, center=False, backend="cpu")
+    for head, slope in enumerate(grid.multiplier.double() * 2.0 ** -grid.shift.double()):
+        excess = (key[0, head, :, 0].int() + grid.threshold[head]).clamp(min=0)
+        left = (reach - (excess * slope).floor().clamp(max=255)).clamp(min=0)
+        assert found[0, head, :, -1].tolist() == left.cumsum(0).tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -155,7 +177,7 @@ def test_rows_beyond_two_to_the_31st_are_found(number, offset, integer_set):
 
 
 def test_what_no_query_sees_may_be_anything(integer_set):
-    case = Case(2, 4, 2, 9, 40, 16, 8)
+    case = Case(2, 4, 2, 9, 40, 16, 8, reach=True)
     query, key, value = floats_of(case)
     allowed = torch.rand(2, 1, 9, 40, generator=torch.Generator().manual_seed(0)) < 0.5
     allowed[..., 3] = allowed[..., 20:] = False
@@ -199,9 +221,10 @@ def test_the_number_of_threads_changes_nothing(case, integer_set, threads):
 
 
 @pytest.mark.parametrize("poison", [127, 0x7FFFFFFF])
-def test_uninitialised_memory_does_not_show(poison, integer_set, monkeypatch):
+@pytest.mark.parametrize("reach", [False, True])
+def test_uninitialised_memory_does_not_show(poison, reach, integer_set, monkeypatch):
     """Neither what results are written to nor what a thread or a cache holds from before."""
-    case = Case(2, 4, 2, 3, 45, 20, 18)
+    case = Case(2, 4, 2, 3, 45, 20, 18, reach=reach)
     query, key, value = codes(case)
     expected = integer_attention(query, key, value, grid_of(case), enable_gqa=True, backend="cpu")
     full = [torch.full_like(x, 127) for x in (query, key, value)]
@@ -217,10 +240,18 @@ def test_uninitialised_memory_does_not_show(poison, integer_set, monkeypatch):
     cache = IntegerCache(2, 2, 20, 18, grid_of(case))
     cache.append(key, value)
     found = cache.attend(query)
-    assert torch.equal(found, expected.float() * grid_of(case).value_step.view(-1, 1, 1))
+    assert torch.equal(found, expected[..., :18].float() * grid_of(case).value_step.view(-1, 1, 1))
 
 
-@pytest.mark.parametrize("case", [Case(2, 4, 2, 1, 300, 64, 64), Case(1, 3, 3, 5, 70, 20, 33, mask="hqk")], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, 4, 2, 1, 300, 64, 64),
+        Case(2, 4, 2, 1, 300, 64, 64, reach=True),
+        Case(1, 3, 3, 5, 70, 20, 33, mask="hqk", reach=True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("pieces", [[300], [1] * 70, [3, 40, 1, 26], [64, 6]], ids=str)
 @pytest.mark.parametrize("kind", ["codes", "float32", "bfloat16"])
 def test_a_cache_gives_what_its_tokens_give(kind, pieces, case, integer_set):
@@ -235,7 +266,8 @@ def test_a_cache_gives_what_its_tokens_give(kind, pieces, case, integer_set):
     assert len(cache) == count
     given = options_of(case)
     seen = None if given["attn_mask"] is None else given["attn_mask"][..., :count]
-    rescale: dict[str, Any] = {"eta": 1.3, "length_exponent": 0.5}
+    eta = torch.rand(query.shape[:3], generator=torch.Generator().manual_seed(3))
+    rescale: dict[str, Any] = {"eta": eta, "length_exponent": 0.5}
     expected = inhibitor_attention_int8(
         query, key, value, grid_of(case), **rescale, attn_mask=seen, enable_gqa=True, backend="reference"
     )
@@ -307,21 +339,29 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
 
 
 def test_the_operator_passes_pytorchs_own_checks():
-    grid = grid_of(SMALL)
     factor = torch.ones(3, 4, 17, 1)
     for tensors in (floats_of(SMALL), codes(SMALL)):
-        for scaled in (None, factor):
+        for scaled, reach in ((None, False), (factor, False), (None, True)):
+            grid = grid_of(replace(SMALL, reach=reach))
             for backend in ("cpu", "reference"):
                 inputs = (*tensors, *grid.tensors, scaled, None, True, True, True, backend)
                 torch.library.opcheck(torch.ops.inhibitor.integer_attention.default, inputs)
 
 
-def test_runs_in_a_compiled_graph_without_a_break():
+@pytest.mark.parametrize("reach", [False, True])
+def test_the_operator_that_makes_grids_passes_pytorchs_own_checks(reach):
+    parameters = (*-torch.rand(2, 3), torch.ones(3), torch.zeros(3), torch.ones(3) if reach else None, 0.125)
+    torch.library.opcheck(torch.ops.inhibitor.integer_grid.default, parameters)
+
+
+@pytest.mark.parametrize("reach", [False, True])
+def test_runs_in_a_compiled_graph_without_a_break(reach):
     query, key, value = floats_of(SMALL)
-    grid = grid_of(SMALL)
+    grid = grid_of(replace(SMALL, reach=reach))
 
     def function(query, key, value):
-        return inhibitor_attention_int8(query, key, value, grid, eta=0.5, length_exponent=0.5, enable_gqa=True)
+        gain = query.sum(-1).exp()
+        return inhibitor_attention_int8(query, key, value, grid, eta=gain, length_exponent=0.5, enable_gqa=True)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(query, key, value), function(query, key, value))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inhibitor.ops import blocked, cpu, masks
+from inhibitor.ops.attention import UNHEARD
 from tests.ops.cases import (
     HEADS,
     LUCK,
@@ -41,6 +42,7 @@ def cases_of(size: st.SearchStrategy[int]) -> st.SearchStrategy[Case]:
         center=flag,
         signed=flag,
         parameters=st.sampled_from(PARAMETERS),
+        reach=flag,
     )
 
 
@@ -178,12 +180,22 @@ def test_the_slope_scales_query_and_key(case, seed):
 def test_the_length_exponent_divides_by_a_power_of_the_keys_in_sight(case, seed):
     call, _ = arguments(case, seed=seed)
     count = dense_mask(case, call).sum(-1, keepdim=True).clamp(min=1).double()
-    plain = Arguments({name: t for name, t in call.tensors.items() if name != "length_exponent"}, call.options)
-    plain = changed(plain, {"length_exponent": 0.0})
+    tensors = {name: t for name, t in call.tensors.items() if name not in ("length_exponent", "reach")}
+    plain = changed(Arguments(tensors, call.options), {"length_exponent": 0.0, "reach": None})
     exponents = torch.tensor([0.0, 0.4, 1.0, -0.5], dtype=torch.float64)[: case.heads]
     powered = changed(plain, {"length_exponent": exponents})
     assert_equal(powered(), plain() * count ** -exponents.view(-1, 1, 1))
     assert_equal(changed(plain, {"length_exponent": 0.7})(), plain() * count**-0.7)
+    everything = changed(plain, {"length_exponent": exponents, "reach": 1e15})  # nothing is out of such a reach
+    assert_equal(everything(), plain() * (count + UNHEARD) ** -exponents.view(-1, 1, 1))
+
+
+@random_cases
+def test_a_gain_for_each_query_scales_its_row(case, seed):
+    call, _ = arguments(case, seed=seed)
+    gain = torch.randn(case.batch, case.heads, case.queries, generator=torch.Generator().manual_seed(seed)).double()
+    plain = changed(Arguments({n: t for n, t in call.tensors.items() if n != "eta"}, call.options), {"eta": 1.0})
+    assert_equal(changed(plain, {"eta": gain})(), plain() * gain.unsqueeze(-1))
 
 
 @random_cases

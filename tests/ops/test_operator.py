@@ -20,9 +20,10 @@ SAMPLES = {
     "padding": Case(2, 2, 2, 5, 7, 4, 3, mask="bk"),
     "mask": Case(2, 2, 2, 5, 7, 4, 3, mask="bhqk", center=False),
     "causal": Case(1, 2, 1, 5, 5, 1, 1, is_causal=True, signed=False),
-    "both": Case(2, 2, 2, 5, 7, 4, 3, mask="hq", is_causal=True),
+    "both": Case(2, 2, 2, 5, 7, 4, 3, mask="hq", is_causal=True, reach=True),
+    "reach": Case(2, 4, 2, 5, 7, 4, 3, reach=True),
     "no queries": Case(2, 2, 2, 0, 7, 4, 3),
-    "no keys": Case(2, 2, 2, 5, 0, 4, 3),
+    "no keys": Case(2, 2, 2, 5, 0, 4, 3, reach=True),
     "no batch": Case(0, 2, 2, 5, 7, 4, 3),
 }
 BACKENDS = ["cpu", "torch"] if cpu.INSTALLED else ["torch"]
@@ -41,12 +42,12 @@ def inputs(name: str, dtype: torch.dtype, layout: str, backend: str, requires_gr
     tensors = [given.tensors[tensor] for tensor in ("query", "key", "value")]
     if layout == "strided":
         tensors = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors]
-    tensors += [torch.rand(case.heads), torch.rand(case.heads)]
+    tensors += [torch.rand(case.heads) for _ in range(2 + case.reach)]
     mask = given.options["attn_mask"]
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape)).expand(-1, -1, -1, case.keys)
     tensors = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
-    return (*tensors, mask, case.is_causal, case.center, case.signed, 0.5, backend)
+    return (*tensors, *(() if case.reach else (None,)), mask, case.is_causal, case.center, case.signed, 0.5, backend)
 
 
 @pytest.mark.parametrize(("name", "dtype", "layout", "backend"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
@@ -58,7 +59,7 @@ def test_opcheck_of_the_operator(name, dtype, layout, backend):
 @pytest.mark.parametrize(("name", "dtype", "layout", "backend"), CALLS, ids=lambda part: str(part).replace(" ", "_"))
 def test_opcheck_of_its_backward(name, dtype, layout, backend):
     tensors = inputs(name, dtype, layout, backend, requires_grad=False)
-    grad = torch.randn(*tensors[0].shape[:3], tensors[2].shape[3])
+    grad = torch.randn(*tensors[0].shape[:3], tensors[2].shape[3] + SAMPLES[name].reach)
     torch.library.opcheck(torch.ops.inhibitor.attention_backward.default, (grad.to(dtype), *tensors))
 
 
@@ -82,6 +83,7 @@ def layer(
         eta=gamma,
         delta=gamma,
         length_exponent=gamma / 2,
+        reach=gamma + 0.1,
         attn_mask=attn_mask,
     )
     return context.transpose(1, 2).flatten(2)
@@ -145,7 +147,7 @@ def test_numbers_and_flags_compile(options):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_autocast_changes_nothing(dtype, backend):
-    given, grad = arguments(Case(2, 4, 2, 17, 33, 32, 8, mask="bk", parameters="per head"), dtype)
+    given, grad = arguments(Case(2, 4, 2, 17, 33, 32, 8, mask="bk", parameters="per head", reach=True), dtype)
     expected = given.with_gradients(grad, backend)
     with torch.autocast("cpu", torch.bfloat16):
         found = given.with_gradients(grad, backend)

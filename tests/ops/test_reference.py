@@ -1,6 +1,7 @@
 """The reference against the equations of METHOD written as Python loops, and against results worked out by hand."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ TINY = [
     Case(2, 1, 1, 3, 4, 3, 2, parameters="numbers"),
     Case(1, 4, 4, 2, 3, 2, 3, parameters="per head"),
     Case(2, 4, 2, 3, 3, 2, 2, mask="bhqk", parameters="per head"),
+    Case(2, 4, 2, 3, 4, 2, 2, mask="bhqk", parameters="per head", reach=True),
+    Case(1, 2, 2, 4, 3, 3, 2, is_causal=True, signed=False, parameters="numbers", reach=True),
     Case(2, 4, 1, 3, 5, 2, 2, mask="bk", is_causal=True, parameters="per head"),
     Case(1, 2, 2, 4, 3, 3, 2, is_causal=True, parameters="shared"),
     Case(2, 2, 2, 3, 4, 3, 2, mask="qk", center=False, parameters="numbers"),
@@ -29,7 +32,8 @@ TINY = [
 def looped(given: Arguments) -> np.ndarray:
     """METHOD's S, Z and H, one number at a time."""
     query, key, value = (given.tensors[name].numpy() for name in ("query", "key", "value"))
-    options = {"gamma": 1.0, "eta": 1.0, "delta": 0.0, "length_exponent": 0.0} | given.options | given.tensors
+    options: dict[str, Any] = {"gamma": 1.0, "eta": 1.0, "delta": 0.0, "length_exponent": 0.0, "reach": np.inf}
+    options = options | given.options | given.tensors
     batch, heads, queries, head_dim = query.shape
     keys, value_dim = value.shape[2:]
     group = heads // key.shape[1]
@@ -37,7 +41,7 @@ def looped(given: Arguments) -> np.ndarray:
     mask = np.broadcast_to(True if mask is None else mask.numpy(), (batch, heads, queries, keys))
     parameter = {
         name: np.broadcast_to(np.asarray(options[name]), (heads,))
-        for name in ("gamma", "eta", "delta", "length_exponent")
+        for name in ("gamma", "eta", "delta", "length_exponent", "reach")
     }
     result = np.zeros((batch, heads, queries, value_dim))
     for b, h, i in itertools.product(range(batch), range(heads), range(queries)):
@@ -47,15 +51,19 @@ def looped(given: Arguments) -> np.ndarray:
             distance = sum(abs(query[b, h, i, k] - key[b, h // group, j, k]) for k in range(head_dim))
             score[j] = parameter["gamma"][h] / head_dim**0.5 * distance
         mean = sum(score.values()) / len(allowed) if allowed and options["center"] else 0.0
+        inhibition = {j: max(score[j] - mean + parameter["delta"][h], 0.0) for j in allowed}
         for j, feature in itertools.product(allowed, range(value_dim)):
-            z = max(score[j] - mean + parameter["delta"][h], 0.0)
+            z = inhibition[j]
             v = value[b, h // group, j, feature]
             if options["signed"]:
                 result[b, h, i, feature] += max(max(v, 0.0) - z, 0.0) + min(min(v, 0.0) + z, 0.0)
             else:
                 result[b, h, i, feature] += max(v - z, 0.0)
         if allowed:
-            result[b, h, i] *= parameter["eta"][h] * len(allowed) ** -parameter["length_exponent"][h]
+            length, reach = float(len(allowed)), parameter["reach"][h]
+            if np.isfinite(reach):
+                length = 0.5 + sum(max(1 - z / reach, 0.0) for z in inhibition.values())
+            result[b, h, i] *= parameter["eta"][h] * length ** -parameter["length_exponent"][h]
     return result
 
 
@@ -77,6 +85,10 @@ BY_HAND = [
     ("scale", {"scale": 2.0}, [2.0 + 0.0]),  # Z = (0, 1)
     ("eta", {"eta": -3.0}, [-3 * 1.5]),
     ("mean over keys", {"length_exponent": 1.0}, [1.5 / 2]),
+    ("mean over keys heard", {"length_exponent": 1.0, "reach": 2.0}, [1.5 / (0.5 + 1 + 0.75)]),  # Z = (0, 0.5)
+    ("one key heard", {"length_exponent": 1.0, "reach": 0.5}, [1.5 / (0.5 + 1)]),  # Z = τ is not
+    ("a sum has no length", {"reach": 2.0}, [1.5]),
+    ("a gain for each query", {"eta": torch.tensor([[[2.0]]]).double()}, [2 * 1.5]),
     ("unsigned", {"signed": False}, [2.0 + 0.0]),  # −1 − 0.5 < 0
     ("masked", {"attn_mask": torch.tensor([False, True])}, [-1.0]),  # the mean is of one key: Z = 0
     ("causal", {"is_causal": True}, [2.0]),

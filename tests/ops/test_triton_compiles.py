@@ -19,6 +19,7 @@ LOOPS = {
     "integer_row_means": (2,),
     "integer_forward": (2, 2),
 }
+LOOPS |= {f"{name}_reach": LOOPS[name] for name in ("forward", "by_rows", "by_keys", "integer_forward")}
 ARITHMETIC = ("FADD", "FFMA", "FMUL")
 LEAST = 0.8
 

@@ -1,5 +1,6 @@
 """The integer operator in Triton: the reference's bits, on a GPU or under Triton's interpreter."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,16 +66,25 @@ def test_extremes(signed):
     case = Case(1, 4, 4, 3, 256, 2, 1)
     query, key, _ = codes(case)
     value = torch.arange(-128, 128).to(torch.int8).view(1, 1, 256, 1)
-    ends = [1 << 15, (1 << 16) - 1, 50000, 50000], [31, 8, 16, 15], [1 << 18, -(1 << 18), 100, -20]
+    ends = [1 << 15, (1 << 16) - 1, 50000, 50000], [31, 8, 16, 15], [1 << 18, -(1 << 18), 100, -20], [255, 255, 200, 1]
     grid = IntegerGrid(torch.ones(4), torch.ones(4), *(torch.tensor(x, dtype=torch.int32) for x in ends))
     expected, found = both(integer_attention, (query, key, value), grid, signed=signed, center=False)
     assert torch.equal(found, expected)
     assert found[:, 2:].any()
 
 
+def test_what_is_heard_and_a_gain_of_each_query():
+    case = replace(CASES[3], reach=True)
+    eta = torch.rand(case.batch, case.heads, case.queries, generator=torch.Generator().manual_seed(3))
+    rescale = {"eta": eta, "length_exponent": 0.5}
+    expected, found = both(inhibitor_attention_int8, codes(case), grid_of(case), **rescale, **options_of(case))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("reach", [False, True])
 @pytest.mark.parametrize(("queries", "keys"), [(0, 3), (3, 0)])
-def test_without_queries_or_keys(queries, keys):
-    case = Case(1, 2, 1, queries, keys, 4, 3)
+def test_without_queries_or_keys(queries, keys, reach):
+    case = Case(1, 2, 1, queries, keys, 4, 3, reach=reach)
     expected, found = both(integer_attention, codes(case), grid_of(case), enable_gqa=True)
     assert torch.equal(found, expected)
 

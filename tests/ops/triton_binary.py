@@ -30,8 +30,10 @@ KERNELS = {
     "integer_row_means": forward_kernels.row_means,
     "integer_forward": forward_kernels.forward,
 }
+KERNELS |= {f"{name}_reach": kernel for name, kernel in KERNELS.items() if "reaches" in kernel.arg_names}
 HALF = ("grad", "query", "key", "value", "grad_query", "grad_key", "grad_value")
-CODES = {"query": "*u8", "key": "*u8", "value": "*i8", "output": "*fp32", "scratch": "*fp32"}  # all else is int32
+CODES = {"query": "*u8", "key": "*u8", "value": "*i8"}
+CODES |= dict.fromkeys(("output", "scratch", "reaches"), "*fp32")  # all else is int32
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -46,16 +48,17 @@ def compiled(name: str, on: str, width: int, masked: bool) -> Any:
     """A kernel for bfloat16 heads of this width, as the backend would launch it there."""
     kernel, (gpu, device) = KERNELS[name], target(on)
     found = choose(device, width, backward=name.startswith("by_"))
-    constants = {"HEAD_DIM": width, "HEAD_WIDTH": width, "VALUE_DIM": width, "VALUE_WIDTH": width}
+    constants: dict[str, Any] = {"HEAD_DIM": width, "HEAD_WIDTH": width, "VALUE_DIM": width, "VALUE_WIDTH": width}
     constants |= {
         "ROWS": found.rows,
         "KEYS": found.keys,
-        "SIZE": scratch(name.removeprefix("integer_"), found, width, width),
+        "SIZE": scratch(name.removeprefix("integer_").removesuffix("_reach"), found, width, width),
     }
     constants |= {"MASKED": masked, "CAUSAL": masked, "BY_ROW": masked, "SIGNED": True, "CENTER": True}
     constants["WHOLE"] = whole = name.startswith("integer_")
+    constants |= {} if name.endswith("_reach") else {"reaches": None}
     types: dict[str, str] = {}
-    values: dict[tuple[int], int | bool] = {}
+    values: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[str | int]]] = {}
     for i, parameter in enumerate(inspect.signature(kernel.fn).parameters):
         if parameter in constants:

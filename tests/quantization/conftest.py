@@ -15,9 +15,10 @@ SENTENCES = [
 ]
 
 
-def make_student(folder):
+def make_student(folder, **config):
     """An inhibitor model in evaluation mode, with weights large enough that heads differ."""
-    model = convert(AutoModelForSequenceClassification.from_pretrained(folder), InhibitorConfig(delta=0.2)).eval()
+    inhibitor = InhibitorConfig(delta=0.2, **config)
+    model = convert(AutoModelForSequenceClassification.from_pretrained(folder), inhibitor).eval()
     with torch.no_grad():
         for layer in model.base_model.encoder.layer:
             for projection in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):

@@ -22,13 +22,20 @@ CONFIGS = [
 ]
 
 
+PLAIN = {"reach": None, "query_gain": False}
+
+
 def logits(model, batch):
     with torch.no_grad():
         return model(**batch).logits
 
 
-@pytest.mark.parametrize(("config", "least"), [(CONFIGS[0], 15), (CONFIGS[1], 30)])
-def test_a_quantized_model_is_near_the_float_one(student, batches, config, least):
+# What is heard is counted in steps of the value, and τ has but 22 of them here.
+@pytest.mark.parametrize(
+    ("config", "attention", "least"), [(CONFIGS[0], {}, 15), (CONFIGS[1], PLAIN, 30), (CONFIGS[1], {}, 25)]
+)
+def test_a_quantized_model_is_near_the_float_one(tiny_bert, batches, config, attention, least):
+    student = make_student(tiny_bert, **attention)
     before = torch.cat([logits(student, batch) for batch in batches])
     assert quantize(student, config, batches) is student
     after = torch.cat([logits(student, batch) for batch in batches])
@@ -36,8 +43,10 @@ def test_a_quantized_model_is_near_the_float_one(student, batches, config, least
     assert 10 * torch.log10(spread.square().sum() / (after - before).square().sum()) > least
 
 
+@pytest.mark.parametrize("attention", [{}, PLAIN], ids=str)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_saved_and_loaded_it_says_the_same(student, batches, config, tmp_path):
+def test_saved_and_loaded_it_says_the_same(tiny_bert, batches, config, attention, tmp_path):
+    student = make_student(tiny_bert, **attention)
     quantize(student, config, batches).save_pretrained(tmp_path)
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
@@ -54,6 +63,7 @@ def test_int8_means_int8_on_the_disk(student, batches, tmp_path):
     quantize(student, None, batches).save_pretrained(tmp_path / "int8")
     tensors = load_file(tmp_path / "int8" / "model.safetensors")
     matrices = {name for name, tensor in tensors.items() if tensor.dim() > 1 and tensor.dtype != torch.int8}
+    matrices -= {name for name in matrices if name.endswith("inhibitor.query_gain")}
     scales = {name for name in tensors if name.endswith("_embeddings.scale")}
     assert len(scales) == 3
     assert matrices == scales | {"bert.pooler.dense.weight", "classifier.weight"}
@@ -155,6 +165,12 @@ def falling(student):
     return student
 
 
+def deaf(student):
+    with torch.no_grad():
+        inhibitor_layers(student)[1].get_parameter("reach")[0] = 0.0
+    return student
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -162,6 +178,7 @@ def falling(student):
         (training, "evaluation mode"),
         (halved, "float32"),
         (falling, "gamma of layer 1"),
+        (deaf, "reach of layer 1"),
     ],
 )
 def test_models_that_cannot_be_quantized(student, batches, spoil, message):

@@ -167,7 +167,15 @@ def _stage(name: str, layers: list[int | None] | list[int] | list[None], rng: ra
 
 
 def _traces(layers: Sequence[int], loss: float, rng: random.Random) -> dict[str, Any]:
-    values = {"context_error": loss, "inhibited": 0.3, "gamma": 0.8, "eta": 1.3, "delta": 1.1, "length_exponent": 0.5}
+    values = {
+        "context_error": loss,
+        "inhibited": 0.3,
+        "gamma": 0.8,
+        "eta": 1.3,
+        "delta": 1.1,
+        "length_exponent": 0.5,
+        "reach": 1.2,
+    }
     drawn = {name: [value * rng.uniform(0.9, 1.1) for _ in layers] for name, value in values.items()}
     return {"layers": list(layers), **drawn}
 
@@ -184,7 +192,7 @@ def _diagnosis(layers: int, heads: int, rng: random.Random) -> dict[str, Any]:
 
 
 def _parameters(layers: int, heads: int, rng: random.Random, spread: float) -> dict[str, list[list[float]]]:
-    centres = {"gamma": 0.75, "eta": 1.3, "delta": 1.2, "length_exponent": 0.55}
+    centres = {"gamma": 0.75, "eta": 1.3, "delta": 1.2, "length_exponent": 0.55, "reach": 1.0}
     return {
         name: [[rng.gauss(centre + spread * layer / layers, spread) for _ in range(heads)] for layer in range(layers)]
         for name, centre in centres.items()

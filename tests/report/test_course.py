@@ -38,7 +38,8 @@ def points(line: Line2D) -> Any:
 
 def panels(figure: Figure | None) -> dict[str, Axes]:
     assert figure is not None
-    return {axis.get_title(loc="left"): axis for axis in figure.axes if axis.get_title(loc="left") != "layer"}
+    shown = {axis.get_title(loc="left"): axis for axis in figure.axes if axis.get_visible()}
+    return {title: axis for title, axis in shown.items() if title != "layer"}
 
 
 @pytest.mark.parametrize("steps", [[1, 2, 1, 2], [1, 2, 3, 4], [10, 20, 30, 40]])

@@ -21,7 +21,7 @@ class Operations:
         comparisons: With clamps: two each.
         multiplications: With rescaling.
         divisions: Of the row's sum, or by the number of keys.
-        lookups: Exponentials.
+        lookups: Exponentials and logarithms; a power is one of each and a product.
         shifts: Of an integer to the right.
     """
 
@@ -41,12 +41,14 @@ class Operations:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model the counts depend on."""
+    """What of a model the counts depend on; ``reach`` and ``query_gain`` are those of its inhibitor attention."""
 
     layers: int
     heads: int
     head_dim: int
     intermediate: int
+    reach: bool = False
+    query_gain: bool = False
 
     @property
     def hidden(self) -> int:
@@ -98,6 +100,19 @@ def integer(keys: int, head_dim: int) -> Operations:
     return grid + distance + inhibition + value + Operations(multiplications=head_dim)
 
 
+def heard(keys: int) -> Operations:
+    """What a reach adds to a query and head of inhibitor attention, in floats or integers.
+
+    For each key what is left of the reach; the sum of that, in reaches, and a half; its power, and the product with η.
+    """
+    return Operations(additions=keys + (keys - 1) + 1, comparisons=keys, multiplications=2, divisions=1, lookups=2)
+
+
+def gain(head_dim: int) -> Operations:
+    """What a gain of each query's own adds: a scalar product, its exponential, and the product with η."""
+    return Operations(additions=head_dim - 1, multiplications=head_dim + 1, lookups=1)
+
+
 def linear(shape: Shape) -> Operations:
     """The linear layers of one layer: four projections and two of the feed-forward part, with their biases."""
     products = 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
@@ -133,10 +148,13 @@ def attention(form: str, shape: Shape, length: int) -> Operations:
             got=f"{form!r}, {length}",
             remedy="Correct them.",
         )
-    return FORMS[form](length, shape.head_dim) * (shape.layers * shape.heads)
+    operations = FORMS[form](length, shape.head_dim)
+    if form.startswith("inhibitor"):
+        operations += heard(length) * shape.reach + gain(shape.head_dim) * shape.query_gain
+    return operations * (shape.layers * shape.heads)
 
 
-def widths(keys: int, head_dim: int) -> dict[str, int]:
+def widths(keys: int, head_dim: int, reach: bool = False) -> dict[str, int]:
     """Bits of every intermediate of the integer form at worst, sign included, by the bounds of docs/integer.md.
 
     Example:
@@ -154,10 +172,10 @@ def widths(keys: int, head_dim: int) -> dict[str, int]:
         "shift t": 17,
         "excess e": 16,
         "product e · m": 32,
-        "inhibition z": 7,
-        "difference |v| − z": 8,
+        "inhibition z": 8,
+        "difference |v| − z": 9,
         "sum of values H": (127 * keys).bit_length() + 1,
-    }
+    } | ({"difference w − z": 9, "sum of what is heard R": (255 * keys).bit_length()} if reach else {})
 
 
 @dataclass(frozen=True)
@@ -211,33 +229,38 @@ def float_energy(operations: Operations, table: Table) -> float:
     return table.float_add * (simple.additions + simple.comparisons) + table.float_multiply * simple.multiplications
 
 
-def integer_energy(keys: int, head_dim: int, table: Table) -> float:
+def integer_energy(keys: int, head_dim: int, table: Table, reach: bool = False) -> float:
     """Picojoules of the integer form of one query and head, each operation at the width of its operands.
 
     A width that the table lacks is charged as the next wider one. What enters and leaves the integers is in float32.
     """
-    bits = widths(keys, head_dim)
+    bits = widths(keys, head_dim, reach)
     total, product = bits["2T + n"], bits["product e · m"]
     pairs = keys * head_dim
-    additions = {
-        8: pairs + pairs,  # differences of codes, and of values and inhibition
-        bits["distance D"]: keys * (head_dim - 1),
-        total: keys - 1 + 3,
-        17: 1 + keys,
-        bits["sum of values H"]: (keys - 1) * head_dim,
-    }
-    comparisons = {8: pairs + pairs, 17: 2 + 2 * keys, product: keys + keys}  # the shift among them
-    energy = sum(count * _at(table.add, width) for width, count in (*additions.items(), *comparisons.items()))
+    additions = [
+        (8, pairs + pairs),  # differences of codes, and of values and inhibition
+        (bits["distance D"], keys * (head_dim - 1)),
+        (total, keys - 1 + 3),
+        (17, 1 + keys),
+        (bits["sum of values H"], (keys - 1) * head_dim),
+    ]
+    comparisons = [(8, pairs + pairs), (17, 2 + 2 * keys), (product, keys + keys)]  # the shift among them
+    if reach:
+        additions += [(8, keys), (bits["sum of what is heard R"], keys - 1)]
+        comparisons.append((8, keys))
+    energy = sum(count * _at(table.add, width) for width, count in (*additions, *comparisons))
     energy += keys * _at(table.multiply, 16) + _at(table.multiply, total) * _DIVISION.multiplications
     grid = Operations(additions=3 * head_dim, comparisons=8 * head_dim, multiplications=4 * head_dim)
-    return energy + float_energy(grid, table)
+    after = Operations(additions=1, multiplications=2, divisions=1, lookups=2) * reach
+    return energy + float_energy(grid + after, table)
 
 
 def attention_energy(form: str, shape: Shape, length: int, table: Table) -> float:
     """Picojoules of a whole model's attention for one token: a model of the arithmetic alone, memory left out."""
     times = shape.layers * shape.heads
     if form == "inhibitor, int8":
-        return times * integer_energy(length, shape.head_dim, table)
+        scale = gain(shape.head_dim) * shape.query_gain
+        return times * (integer_energy(length, shape.head_dim, table, shape.reach) + float_energy(scale, table))
     return float_energy(attention(form, shape, length), table)
 
 

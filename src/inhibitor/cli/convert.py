@@ -14,7 +14,7 @@ def run(
     model: Annotated[str, typer.Option(help="A model folder, a hub id or minilm.")],
     output: Annotated[Path, typer.Option(help="Where the converted model goes; a new or empty folder.")],
     layers: Annotated[str, typer.Option(help="Layers to convert, for example 0,1,5; all by default.")] = "",
-    per: Annotated[str, typer.Option(help="head or layer: how finely γ, η, δ and ρ are learned.")] = "head",
+    per: Annotated[str, typer.Option(help="head or layer: how finely γ, η, δ, ρ, τ and u are learned.")] = "head",
     length_exponent: Annotated[float, typer.Option(help="Initial ρ: 0 is the paper's sum, 1 a mean.")] = 1.0,
 ) -> None:
     """Give a pretrained model inhibitor attention. Its weights stay; distil it before you use it."""

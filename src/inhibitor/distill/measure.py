@@ -70,7 +70,7 @@ class Trace:
     """What is logged of a student while it is trained, beside its loss, on a few rows; flat, as trackers want it.
 
     For each converted layer i: ``context_error/i`` and ``inhibited/i``, the share of values that come through as 0; and
-    the means over heads of γ, η, δ and ρ, ``gamma/i`` and so on.
+    the means over heads of γ, η, δ, ρ and τ, ``gamma/i`` and so on.
 
     Args:
         student: Read only.
@@ -100,7 +100,11 @@ class Trace:
                 traced[f"context_error/{layer}"] = (error / size).item()
             z = attention.inhibition(*_attended(found[layer]))
             traced[f"inhibited/{layer}"] = _inhibited(z, found[layer].value)
-            traced |= {f"{name}/{layer}": getattr(attention, name).mean().item() for name in PARAMETERS}
+            traced |= {
+                f"{name}/{layer}": values.mean().item()
+                for name in PARAMETERS
+                if (values := getattr(attention, name)) is not None
+            }
         return traced
 
 
@@ -132,9 +136,12 @@ def step(logs: Mapping[str, Any], layer: int | None) -> dict[str, Any]:
 
 
 def parameters(student: PreTrainedModel) -> dict[str, list[list[float]]]:
-    """γ, η, δ and ρ: a list of heads (or one value) for each converted layer."""
+    """γ, η, δ, ρ and τ: a list of heads (or one value) for each converted layer; empty where a model has none."""
     layers = inhibitor_layers(student).values()
-    return {name: [getattr(attention, name).tolist() for attention in layers] for name in PARAMETERS}
+    return {
+        name: [values.tolist() for attention in layers if (values := getattr(attention, name)) is not None]
+        for name in PARAMETERS
+    }
 
 
 @torch.no_grad()

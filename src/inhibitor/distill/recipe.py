@@ -19,7 +19,7 @@ TaskLoss = Literal["soft_labels", "hard_labels"]
 
 
 class CalibrationConfig(Config):
-    """How γ, η, δ and ρ are fitted before any training.
+    """How γ, η, δ, ρ and τ are fitted before any training.
 
     Args:
         sequences: Blocks of text, or rows of the task, to fit on.
@@ -55,7 +55,7 @@ class StageConfig(Config):
         batch_size: Blocks or rows per step and process.
         gradient_accumulation: Steps whose gradients are added up before the weights change.
         learning_rate: The peak of the cosine schedule.
-        inhibitor_learning_rate: That of γ, η, δ and ρ, which are few and of order one.
+        inhibitor_learning_rate: That of γ, η, δ, ρ, τ and u, which are few and of order one.
         warmup_ratio: Share of the steps in which the rate rises.
         weight_decay: AdamW's, on projection and feed-forward matrices.
         bf16: Whether matrix products run in bfloat16; the operator accumulates in float32 all the same.
@@ -103,7 +103,7 @@ class WholeModel(StageConfig):
 
 
 class LayerwiseStage(TextStage):
-    """One converted layer after another, bottom-up: its Q, K, V and γ, η, δ, ρ (METHOD, E1 stage 1).
+    """One converted layer after another, bottom-up: its Q, K, V and γ, η, δ, ρ, τ, u (METHOD, E1 stage 1).
 
     Where outputs are compared instead of contexts, the output projection is trained with them.
 

@@ -272,7 +272,7 @@ def is_traced(step: int, logging_steps: int) -> bool:
 
 
 class DistillationTrainer(FiniteTrainer):
-    """The trainer of a stage: γ, η, δ and ρ have a learning rate of their own, and no weight decay.
+    """The trainer of a stage: γ, η, δ, ρ, τ and u have a learning rate of their own, and no weight decay.
 
     Args:
         objective: What to train.

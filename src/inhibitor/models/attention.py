@@ -1,4 +1,4 @@
-"""Where transformers and the operator meet: the module that holds γ, η, δ and ρ, the attention function, the taps."""
+"""Where transformers and the operator meet: the module of learnable parameters, the attention function, the taps."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,36 +20,69 @@ from inhibitor.ops.reference import inhibition
 
 NAME = "inhibitor"
 TEACHER = "inhibitor-teacher"  # softmax through SDPA, with taps
-PARAMETERS = ("gamma", "eta", "delta", "length_exponent")
+PARAMETERS = ("gamma", "eta", "delta", "length_exponent", "reach")  # one number for each head or layer
 
 
 class InhibitorAttention(nn.Module):
-    """The learnable part of inhibitor attention: γ, η, δ and ρ, each (heads,) or (1,)."""
+    """The learnable part of inhibitor attention: γ, η, δ, ρ and τ, each (heads,) or (1,), and u, of a head's size."""
 
-    def __init__(self, config: InhibitorConfig, heads: int) -> None:
+    gamma: nn.Parameter
+    eta: nn.Parameter
+    delta: nn.Parameter
+    length_exponent: nn.Parameter
+    reach: nn.Parameter | None
+    query_gain: nn.Parameter | None
+
+    def __init__(self, config: InhibitorConfig, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.heads, self.head_dim = config, heads, head_dim
         size = heads if config.per == "head" else 1
-        self.gamma, self.eta, self.delta, self.length_exponent = (nn.Parameter(torch.empty(size)) for _ in range(4))
+        for name in PARAMETERS:
+            self.register_parameter(name, None if getattr(config, name) is None else nn.Parameter(torch.empty(size)))
+        self.register_parameter("query_gain", nn.Parameter(torch.empty(size, head_dim)) if config.query_gain else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the initial values of the configuration."""
         for name in PARAMETERS:
-            nn.init.constant_(getattr(self, name), getattr(self.config, name))
+            if getattr(self, name) is not None:
+                nn.init.constant_(getattr(self, name), getattr(self.config, name))
+        if self.query_gain is not None:
+            nn.init.zeros_(self.query_gain)
+
+    def gain(self, query: Tensor) -> Tensor:
+        """η, or of each query its own, η · exp(query · u): (heads,) or (batch, heads, queries), in float32."""
+        if self.query_gain is None:
+            return self.eta
+        with torch.autocast(query.device.type, enabled=False):
+            return self.eta.unsqueeze(-1) * (query.float() * self.query_gain.unsqueeze(1)).sum(-1).exp()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
     ) -> Tensor:
         """Context of shape (batch, heads, queries, value_dim)."""
+        return self.attend(query, key, value, self.gain(query), attn_mask, is_causal, scale)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gain: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        scale: float,
+    ) -> Tensor:
+        """The same with a given gain, (heads,) or (batch, heads, queries)."""
         return inhibitor_attention(
             query,
             key,
             value,
             gamma=self.gamma,
-            eta=self.eta,
+            eta=gain,
             delta=self.delta,
             length_exponent=self.length_exponent,
+            reach=self.reach,
             center=self.config.center,
             signed=self.config.signed,
             attn_mask=attn_mask,

@@ -12,12 +12,15 @@ class InhibitorConfig(Config):
 
     Args:
         layers: Indices of the layers to convert, counted from 0; None converts all.
-        per: Whether γ, η, δ and ρ are learned for each head, or shared by a layer's heads as in the authors' code.
+        per: Whether all these are learned for each head, or shared by a layer's heads as in the authors' code.
         gamma: Initial γ, the slope of the score.
         eta: Initial η, the scale of the result.
         delta: Initial δ, the shift of the centred score.
         length_exponent: Initial ρ. 0 is the paper's sum over keys; 1 is a mean over them, as softmax takes one, and
             starts nearer to the teacher.
+        reach: Initial τ: how far a key may be inhibited and still be heard. ρ is then the exponent of the number of
+            keys that a query hears; with None, as in the paper, of those that it may see.
+        query_gain: Whether each query has a gain of its own, η · exp(query · u), with a learned u that begins at 0.
         center: Whether the row's mean is subtracted from the scores.
         signed: Whether values are inhibited towards zero from both sides.
     """
@@ -28,6 +31,8 @@ class InhibitorConfig(Config):
     eta: float = Field(default=1.0, allow_inf_nan=False)
     delta: float = Field(default=0.5, allow_inf_nan=False)
     length_exponent: float = Field(default=1.0, allow_inf_nan=False)
+    reach: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
+    query_gain: bool = True
     center: bool = True
     signed: bool = True
 

@@ -14,7 +14,7 @@ from inhibitor.models.families import PREFIX, attention_modules, family_of
 
 
 def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> PreTrainedModel:
-    """Give ``model`` inhibitor attention: all weights stay, γ, η, δ and ρ are added.
+    """Give ``model`` inhibitor attention: all weights stay, γ, η, δ, ρ, τ and u are added.
 
     The class and the configuration become the inhibitor ones, so that ``save_pretrained`` writes a model that
     ``AutoModel*.from_pretrained`` loads after ``import inhibitor``, and refuses without it. A converted model is not
@@ -79,11 +79,12 @@ def attach(model: PreTrainedModel) -> None:
     modules = attention_modules(model)
     _check_layers(config, len(modules), type(model).__name__)
     heads = model.config.num_attention_heads
+    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
     for index, module in enumerate(modules):
         if config.layers is None or index in config.layers:
             place = next(module.parameters()).device
             with torch.device(place):
-                module.inhibitor = InhibitorAttention(config, heads)
+                module.inhibitor = InhibitorAttention(config, heads, head_dim)
 
 
 def _check_layers(config: InhibitorConfig, depth: int, name: str) -> None:

@@ -7,7 +7,7 @@ where teacher and student have         the file has
 =====================================  ======================================
 a tensor of the same bits              nothing, but its name in the header
 a tensor of the same shape             student − teacher in bfloat16
-no such tensor (γ, η, δ, ρ)            the student's, in its own dtype
+no such tensor (γ, η, δ, ρ, τ, u)      the student's, in its own dtype
 =====================================  ======================================
 
 The header names the teacher, and the SHA-256 of the ``model.safetensors`` that was subtracted. A difference is small,

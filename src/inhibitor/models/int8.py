@@ -35,15 +35,17 @@ class IntegerInhibitorAttention(InhibitorAttention):
     The forward pass is ``inhibitor_attention_int8`` whether it trains or not. In the backward pass, query, key and
     value are what their codes stand for, rounding passes gradients straight through, clipping stops them, and the steps
     are learned like weights (LSQ, arXiv 1902.08153), by their logarithm (arXiv 1903.08066), so that they stay above 0.
+    A query's gain is of the query as it comes, in float32: it scales what leaves the integers.
 
     Args:
         config: As for ``InhibitorAttention``.
         heads: Of the layer.
+        head_dim: Of query and key.
         bits: Of query, key and value.
     """
 
-    def __init__(self, config: InhibitorConfig, heads: int, bits: int) -> None:
-        super().__init__(config, heads)
+    def __init__(self, config: InhibitorConfig, heads: int, head_dim: int, bits: int) -> None:
+        super().__init__(config, heads, head_dim)
         self.bits = bits
         self.log2_query_key_step, self.log2_value_step = (nn.Parameter(torch.zeros(heads)) for _ in range(2))
 
@@ -52,27 +54,37 @@ class IntegerInhibitorAttention(InhibitorAttention):
         return steps_of(self.log2_query_key_step), steps_of(self.log2_value_step)
 
     def grid(self, scale: float) -> IntegerGrid:
-        """The grid that γ, δ and the steps give, for a factor of the distance."""
+        """The grid that γ, δ, τ and the steps give, for a factor of the distance."""
         with torch.no_grad():
-            made = grid_of(self.log2_query_key_step, self.log2_value_step, self.gamma, self.delta, scale)
-        return IntegerGrid(*made)
+            steps = self.log2_query_key_step, self.log2_value_step
+            made = grid_of(*steps, self.gamma, self.delta, self.reach, scale)
+        return IntegerGrid(*(made[:-1] if self.reach is None else made))
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
     ) -> Tensor:
         """Context of shape (batch, heads, queries, value_dim)."""
-        exact = self._exact(query, key, value, attn_mask, is_causal, scale)
+        gain = self.gain(query)
+        exact = self._exact(query, key, value, gain, attn_mask, is_causal, scale)
         if not torch.is_grad_enabled():
             return exact
         low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
         query_key_step, value_step = self.steps()
         query, key = (_on_grid(x, query_key_step, low, high) for x in (query, key))
-        smooth = super().forward(query, key, _on_grid(value, value_step, -high, high), attn_mask, is_causal, scale)
+        value = _on_grid(value, value_step, -high, high)
+        smooth = self.attend(query, key, value, gain, attn_mask, is_causal, scale)
         result: Tensor = _ValueOfOneGradientOfOther.apply(exact, smooth)  # type: ignore[no-untyped-call]
         return result
 
     def _exact(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gain: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        scale: float,
     ) -> Tensor:
         grid, dtype = self.grid(scale), query.dtype
         if self.bits != 8:
@@ -83,7 +95,7 @@ class IntegerInhibitorAttention(InhibitorAttention):
             key.detach(),
             value.detach(),
             grid,
-            eta=self.eta.detach(),
+            eta=gain.detach(),
             length_exponent=self.length_exponent.detach(),
             center=self.config.center,
             signed=self.config.signed,
@@ -302,7 +314,7 @@ def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[Part]:
                     yield Part("activation", names[module], module)
 
 
-def empty(part: Part, config: Int8Config, heads: int) -> nn.Module:
+def empty(part: Part, config: Int8Config) -> nn.Module:
     """The integer part that takes a module's place, of its shape and on its device; attention keeps its parameters."""
     module = part.module
     if part.kind == "activation":  # the linear layer before it has it
@@ -310,7 +322,7 @@ def empty(part: Part, config: Int8Config, heads: int) -> nn.Module:
     with torch.device(next(module.parameters()).device):
         match part.kind:
             case "attention":
-                made = IntegerInhibitorAttention(module.config, heads, config.attention)
+                made = IntegerInhibitorAttention(module.config, module.heads, module.head_dim, config.attention)
                 made.load_state_dict(module.state_dict(), strict=False)
                 return made
             case "embeddings":
@@ -338,7 +350,7 @@ def attach_int8(model: PreTrainedModel) -> None:
             remedy="Load an int8 model with dtype=torch.float32.",
         )
     for part in list(parts(model, config)):
-        model.set_submodule(part.path, empty(part, config, model.config.num_attention_heads))
+        model.set_submodule(part.path, empty(part, config))
 
 
 def integer_layers(model: nn.Module) -> dict[int, IntegerInhibitorAttention]:

@@ -20,6 +20,7 @@ _INSTALL = (
     "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
 )
 _NO_TRITON = "Triton is not installed"
+UNHEARD = 0.5  # added to the number of keys that a query hears, so that where it is 0 there is a power of it
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -109,6 +110,7 @@ def inhibitor_attention(
     eta: float | Tensor = 1.0,
     delta: float | Tensor = 0.0,
     length_exponent: float | Tensor = 0.0,
+    reach: float | Tensor | None = None,
     center: bool = True,
     signed: bool = True,
     attn_mask: Tensor | None = None,
@@ -128,15 +130,21 @@ def inhibitor_attention(
     nothing, NaN included; a query that sees no key gets 0 and passes no gradient back. Source: InhibiDistilbert,
     arXiv 2503.15983; ρ is ours and 0 in the paper.
 
+    With a reach τ, ours too, a key counts by how little it is inhibited: :math:`n_i` is then the number of keys that
+    query i *hears*, :math:`\tfrac12 + \sum_j (1 - Z_{ij} / \tau)^+`, so that a query which picks out two keys among a
+    thousand is scaled as one that sees two.
+
     Args:
         query: (batch, heads, queries, head_dim), float64, float32, bfloat16 or float16. Half precision is accumulated
             in float32 and rounded once.
         key: (batch, key heads, keys, head_dim), same dtype and device. Batch and heads of size 1 are broadcast.
         value: (batch, key heads, keys, value_dim), same dtype and device.
         gamma: γ, the slope of the score: a number or (heads,).
-        eta: η, the scale of the result: a number or (heads,).
+        eta: η, the scale of the result: a number, (heads,), or (batch, heads, queries), a gain for each query.
         delta: δ, the shift of the score: a number or (heads,).
         length_exponent: ρ, a number or (heads,): 0 gives a sum over keys, 1 a mean.
+        reach: τ > 0, how far a key may be inhibited and still be heard: a number or (heads,). None counts all keys
+            that a query may see.
         center: Whether the row's mean is subtracted from the scores.
         signed: False gives the unsigned form of the first paper (arXiv 2310.02041), ReLU(V − Z).
         attn_mask: Boolean, broadcastable to (batch, heads, queries, keys), True = may attend.
@@ -168,21 +176,49 @@ def inhibitor_attention(
     slope, shift = per_head("gamma", gamma, query), per_head("delta", delta, query)
     scale = query.shape[3] ** -0.5 if scale is None else number("scale", scale, "a number or None")
 
-    arguments = (query, key, value, slope, shift, attn_mask, is_causal, center, signed, scale)
+    depth = None if reach is None else positive_reach(reach, query)
+
+    arguments = (query, key, value, slope, shift, depth, attn_mask, is_causal, center, signed, scale)
     if backend == "reference":
         total = reference.attention(*arguments)
     else:
         total = operator.attention(*arguments, _resolve(backend, query, value))
 
-    factor = per_head("eta", eta, query).view(-1, 1, 1) if isinstance(eta, Tensor) or eta != 1.0 else None
+    factor = None if isinstance(eta, int | float) and eta == 1.0 else scale_of(eta, query)
     if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
         exponent = per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
-        count = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
+        if depth is None:
+            length = masks.count(attn_mask, is_causal, queries, keys, query.device).clamp(min=1)
+        else:
+            length = total[..., -1:] / depth.view(-1, 1, 1) + UNHEARD
         # In float64 on the CPU: float32's pow differs in the last bit with an element's place in memory.
         wide = torch.float64 if query.device.type == "cpu" else total.dtype
-        weight = torch.pow(count.to(wide), -exponent.to(wide)).to(total.dtype)
+        weight = torch.pow(length.to(wide), -exponent.to(wide)).to(total.dtype)
         factor = weight if factor is None else factor * weight
+    if depth is not None:
+        total = total[..., :-1]
     return (total if factor is None else total * factor).to(query.dtype)
+
+
+def scale_of(eta: float | Tensor, query: Tensor) -> Tensor:
+    """η so that it multiplies (batch, heads, queries, value_dim), in at least float32."""
+    if not isinstance(eta, Tensor) or eta.dim() < 3:
+        return per_head("eta", eta, query).view(-1, 1, 1)
+    if eta.shape != query.shape[:3] or not eta.is_floating_point() or eta.device != query.device:
+        raise OperatorError(
+            "eta",
+            expected=f"floating point of shape {tuple(query.shape[:3])}, (batch, heads, queries), on {query.device}",
+            got=f"{eta.dtype} of shape {tuple(eta.shape)} on {eta.device}",
+            remedy="Give one value, one for each query head, or one for each query of each head.",
+        )
+    return eta.unsqueeze(-1)
+
+
+def positive_reach(reach: float | Tensor, query: Tensor) -> Tensor:
+    """τ as (heads,); a number that is not above 0 is refused, a tensor is not looked into."""
+    if isinstance(reach, int | float) and not reach > 0:
+        raise OperatorError("reach", expected="a number above 0, or None", got=repr(reach), remedy="Pass reach=None.")
+    return per_head("reach", reach, query)
 
 
 def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:

@@ -31,16 +31,21 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
-    """Sum of inhibited values, before η and the length exponent, in the accumulation dtype."""
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
+) -> Tensor:
+    """Sums of inhibited values, before η and the length exponent, in the accumulation dtype.
+
+    With a reach τ, of one value more, which is τ for every key.
+    """
     batch, heads, queries, _ = query.shape
-    value_dim = value.shape[-1]
+    value_dim = value.shape[-1] + (reach is not None)
     dtype = accumulation_dtype(query.dtype)
     output = torch.zeros(batch * heads, queries, value_dim, dtype=dtype, device=query.device)
     poisoned = options.attn_mask is not None or options.is_causal
     poisoned = poisoned and not bool(torch.isfinite(value).all())
     with torch.autocast(query.device.type, enabled=False):
-        for tile in _tiles(query, key, value, gamma, delta, options):
+        for tile in _tiles(query, key, value, gamma, delta, reach, options):
             _, inhibition, forbidden = tile.inhibition()
             excess = torch.sub(tile.magnitude.unsqueeze(2), inhibition.unsqueeze(1), out=tile.buffer).clamp_min_(0)
             if poisoned and forbidden is not None:  # ∞ − ∞ and NaN would pass the comparison
@@ -51,23 +56,31 @@ def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Ten
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, γ and δ for ``grad``, the gradient of ``forward``'s result.
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: Tensor,
+    delta: Tensor,
+    reach: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, γ, δ and τ for ``grad``, the gradient of ``forward``'s result.
 
-    Inner loops are sums of ± grad chosen by comparisons (METHOD, "Gradients"); ties take 0.
+    Without a τ its gradient is empty. Inner loops are sums of ± grad chosen by comparisons (METHOD, "Gradients"); ties
+    take 0.
     """
     batch, heads, queries, head_dim = query.shape
     keys, value_dim = value.shape[2:]
     dtype = accumulation_dtype(query.dtype)
-    grad = grad.to(dtype).reshape(batch * heads, queries, value_dim)
+    grad = grad.to(dtype).reshape(batch * heads, queries, grad.shape[-1])
     grad_query = grad.new_zeros(batch * heads, queries, head_dim)
     grad_key = grad.new_zeros(batch * heads, keys, head_dim)
-    grad_value = grad.new_zeros(batch * heads, keys, value_dim)
+    grad_value = grad.new_zeros(batch * heads, keys, grad.shape[-1])
     grad_gamma = grad.new_zeros(batch * heads)
     grad_delta = grad.new_zeros(batch * heads)
     with torch.autocast(query.device.type, enabled=False):
-        for tile in _tiles(query, key, value, gamma, delta, options):
+        for tile in _tiles(query, key, value, gamma, delta, reach, options):
             distance, inhibition, forbidden = tile.inhibition()
             # Which values pass: [|V| > Z], as numbers, features × queries × keys.
             passes = torch.gt(tile.magnitude.unsqueeze(2), inhibition.unsqueeze(1), out=tile.buffer)
@@ -89,12 +102,18 @@ def backward(
             grad_query[tile.heads, tile.rows] = _grad_distance(grad_score, left, right, distance)
             grad_key[tile.heads] += _grad_distance(grad_score.mT.contiguous(), right, left, distance.mT.contiguous())
     groups = (batch, key.shape[1], heads // max(key.shape[1], 1))
+    if reach is None:
+        grad_reach = gamma.new_zeros(0)
+    else:
+        grad_value, of_heard = grad_value[..., :-1], grad_value[..., -1]
+        grad_reach = of_heard.sum(-1).view(batch, heads).sum(0).to(reach.dtype)
     return (
         grad_query.view(query.shape).to(query.dtype),
         grad_key.view(*groups, keys, head_dim).sum(2).to(key.dtype),
-        grad_value.view(*groups, keys, value_dim).sum(2).to(value.dtype),
+        grad_value.reshape(*groups, keys, value_dim).sum(2).to(value.dtype),
         grad_gamma.view(batch, heads).sum(0).to(gamma.dtype),
         grad_delta.view(batch, heads).sum(0).to(delta.dtype),
+        grad_reach,
     )
 
 
@@ -129,10 +148,11 @@ class _Tile:
 
 
 def _tiles(
-    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
+    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
 ) -> Iterator[_Tile]:
     batch, heads, queries, head_dim = query.shape
     key_heads, keys, value_dim = value.shape[1:]
+    value_dim += reach is not None
     total, groups, device = batch * heads, heads // max(key_heads, 1), query.device
     dtype = accumulation_dtype(query.dtype)
     if not (total and queries and keys):
@@ -147,6 +167,7 @@ def _tiles(
     query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     slope = (gamma.to(dtype) * options.scale).repeat(batch).view(-1, 1, 1)
     shift = delta.to(dtype).repeat(batch).view(-1, 1, 1)
+    heard = None if reach is None else reach.to(dtype).repeat(batch).view(-1, 1, 1)
     for first in range(0, total, heads_per_tile):
         chosen = slice(first, min(first + heads_per_tile, total))
         size = chosen.stop - first
@@ -154,6 +175,8 @@ def _tiles(
         shared = chosen if groups == 1 else torch.div(index, groups, rounding_mode="floor")
         tile_key = key[shared].to(dtype).contiguous()
         transposed = value[shared].to(dtype).mT.contiguous()
+        if heard is not None:
+            transposed = torch.cat([transposed, heard[chosen].expand(-1, 1, keys)], 1)
         if options.signed:
             magnitude, sign = transposed.abs(), transposed.sign().nan_to_num_(nan=1.0)
         else:

@@ -22,7 +22,7 @@ from inhibitor.ops.blocked import Options
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGEST_DIM = 256  # of head_dim and value_dim
 _TORCH_LIBRARIES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
-_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q 5q 5q 5q 5q 5q 2q")  # csrc/problem.h
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 3q 5q 5q 5q 5q 5q 3q")  # csrc/problem.h
 _NOTHING = (0, 0, 0, 0, 0)
 
 
@@ -106,13 +106,18 @@ _SETS = InstructionSets(lambda: _LIBRARY, "inhibitor")
 instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS.using
 
 
-def empty_result(query: Tensor, value: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def empty_result(
+    query: Tensor, value: Tensor, reach: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """A result to be written: (batch, heads, queries, value_dim), in memory with the heads of a query side by side.
+
+    With a reach there is one feature more.
 
     So lies what ``scaled_dot_product_attention`` returns, and what follows in a model can be a view of it.
     """
     batch, heads, queries, _ = query.shape
-    return query.new_empty((batch, queries, heads, value.shape[3]), dtype=dtype).transpose(1, 2)
+    features = value.shape[3] + (reach is not None)
+    return query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
 
 
 def empty_gradient(tensor: Tensor) -> Tensor:
@@ -120,33 +125,41 @@ def empty_gradient(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor) if tensor.stride(3) == 1 else tensor.new_empty(tensor.shape)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
-    """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = empty_result(query, value)
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
+) -> Tensor:
+    """Sums of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
+    output = empty_result(query, value, reach)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
-    gamma, delta = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
-    _call("inhibitor_forward", query, key, value, gamma, delta, options, strided(output))
+    _call("inhibitor_forward", query, key, value, (gamma, delta, reach), options, strided(output))
     return output
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments."""
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: Tensor,
+    delta: Tensor,
+    reach: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, ...]:
+    """Gradients of query, key, value, γ, δ and τ: ``blocked.backward``'s arguments."""
     results = tuple(empty_gradient(tensor) for tensor in (query, key, value))
-    sums = tuple(torch.empty(query.shape[1], dtype=torch.float32, device="cpu") for _ in range(2))
+    heads = (query.shape[1], query.shape[1], 0 if reach is None else query.shape[1])
+    sums = tuple(torch.empty(size, dtype=torch.float32, device="cpu") for size in heads)
     if 0 in (*query.shape[:3], *key.shape[:3]):
         for tensor in (*results, *sums):
             tensor.zero_()
     else:
-        slope, shift = gamma.to(torch.float32).contiguous(), delta.to(torch.float32).contiguous()
         grad = grad.to(torch.float32)
         gradients = (number for tensor in results for number in strided(tensor))
         targets = (*strided(grad), *gradients, *(tensor.data_ptr() for tensor in sums))
-        _call("inhibitor_backward", query, key, value, slope, shift, options, _NOTHING, targets)
-    grad_query, grad_key, grad_value = results
-    return grad_query, grad_key, grad_value, sums[0].to(gamma.dtype), sums[1].to(delta.dtype)
+        _call("inhibitor_backward", query, key, value, (gamma, delta, reach), options, _NOTHING, targets)
+    dtypes = (gamma.dtype, delta.dtype, gamma.dtype if reach is None else reach.dtype)
+    return (*results, *(tensor.to(dtype) for tensor, dtype in zip(sums, dtypes, strict=True)))
 
 
 def strided(tensor: Tensor) -> tuple[int, ...]:
@@ -159,22 +172,22 @@ def _call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    gamma: Tensor,
-    delta: Tensor,
+    parameters: tuple[Tensor | None, ...],
     options: Options,
     output: tuple[int, ...],
-    backward: tuple[int, ...] = (0,) * 22,
+    backward: tuple[int, ...] = (0,) * 23,
 ) -> None:
     batch, heads, queries, head_dim = query.shape
     key_heads, keys, value_dim = value.shape[1:]
     mask = options.attn_mask
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
+    lines = [None if line is None else line.to(torch.float32).contiguous() for line in parameters]
     problem = _PROBLEM.pack(
         *(batch, heads, key_heads, queries, keys, head_dim, value_dim, DTYPES[query.dtype]),
         *(options.is_causal, options.center, options.signed, options.scale),
         *(*strided(query), *strided(key), *strided(value), *(_NOTHING if mask is None else strided(mask))),
-        *(gamma.data_ptr(), delta.data_ptr(), *output, *backward),
+        *(*(0 if line is None else line.data_ptr() for line in lines), *output, *backward),
     )
     failed = getattr(_LIBRARY, function)(problem, torch.get_num_threads())
     if failed:

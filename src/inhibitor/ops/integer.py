@@ -73,10 +73,11 @@ def integer_attention(
 
     .. math::
         D_{ij} &= \textstyle\sum_k |q_{ik} - k_{jk}| \\
-        z_{ij} &= \min(127, \max(D_{ij} - \mathrm{mean}_j D_{ij} + \theta, 0) \cdot m \cdot 2^{-r}) \\
+        z_{ij} &= \min(255, \max(D_{ij} - \mathrm{mean}_j D_{ij} + \theta, 0) \cdot m \cdot 2^{-r}) \\
         H_{il} &= \textstyle\sum_j \mathrm{sign}(v_{jl}) \max(|v_{jl}| - z_{ij}, 0)
 
-    The roundings, the bounds and their proofs are in docs/integer.md.
+    The roundings, the bounds and their proofs are in docs/integer.md. With a reach of w steps the result has one
+    feature more, :math:`\sum_j \max(w - z_{ij}, 0)`.
 
     Args:
         query: (batch, heads, queries, head_dim), uint8 as ``quantize_query_key`` makes it, or floating point, which is
@@ -94,7 +95,8 @@ def integer_attention(
             every device, ``"auto"`` is what ``which_integer_backend`` says.
 
     Returns:
-        int32 of shape (batch, heads, queries, value_dim), in steps of the value; 0 where a query sees no key.
+        int32 of shape (batch, heads, queries, value_dim), or one feature more if the grid has a reach, in steps of the
+        value; 0 where a query sees no key.
 
     Raises:
         OperatorError: A shape, dtype, device, mask, grid or name that does not fit, or a NaN that a query would see.
@@ -110,7 +112,7 @@ def integer_attention(
         is_causal=is_causal, center=center, signed=signed, backend=backend, backends=get_args(IntegerBackend)
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
-    return _call(query, key, value, grid, None, attn_mask, (is_causal, center, signed), backend)
+    return _call(query, key, value, grid, attn_mask, (is_causal, center, signed), backend, None)
 
 
 def inhibitor_attention_int8(
@@ -130,12 +132,15 @@ def inhibitor_attention_int8(
 ) -> Tensor:
     r"""``inhibitor_attention`` in 8-bit integers: ``integer_attention``, times value step · η · n^(−ρ).
 
+    n is the number of keys in sight or, if the grid has a reach of w steps, of those heard,
+    :math:`\tfrac12 + \sum_j \max(w - z_{ij}, 0) / w`.
+
     Args:
-        query: As of ``integer_attention``; γ, δ and scale are the grid's.
+        query: As of ``integer_attention``; γ, δ, τ and scale are the grid's.
         key: Likewise.
         value: Likewise.
         grid: Of query's heads; the heads that share a key head have equal steps.
-        eta: η, the scale of the result: a number or (heads,).
+        eta: η, the scale of the result: a number, (heads,), or (batch, heads, queries), a gain for each query.
         length_exponent: ρ, a number or (heads,): 0 gives a sum over keys, 1 a mean.
         attn_mask: Boolean, broadcastable to (batch, heads, queries, keys), True = may attend.
         is_causal: Query i sees keys 0 to i only, besides ``attn_mask``.
@@ -160,36 +165,58 @@ def inhibitor_attention_int8(
         is_causal=is_causal, center=center, signed=signed, backend=backend, backends=get_args(IntegerBackend)
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
-    queries, keys = query.shape[2], key.shape[2]
-    count = functools.partial(masks.count, attn_mask, is_causal, queries, keys, query.device)
-    factor = rescale(grid, eta, length_exponent, count)
-    output = _call(query, key, value, grid, factor, attn_mask, (is_causal, center, signed), backend)
+    flags = is_causal, center, signed
+    sums = functools.partial(_call, query, key, value, grid, attn_mask, flags, backend)
+    count = functools.partial(masks.count, attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
+    return rescaled(sums, query, grid, eta, length_exponent, count)
+
+
+def rescaled(
+    sums: Callable[[Tensor | None], Tensor],
+    query: Tensor,
+    grid: IntegerGrid,
+    eta: float | Tensor,
+    length_exponent: float | Tensor,
+    count: Callable[[], Tensor],
+) -> Tensor:
+    """The operator's sums times value step · η · n^(−ρ), a factor that is worked out in float64 and rounded once.
+
+    Args:
+        sums: Calls the operator, with a float32 factor broadcastable to (batch, heads, queries, 1), or with none.
+        query: (batch, heads, queries, head_dim).
+        grid: Of the query's heads.
+        eta: η, a number, (heads,) or (batch, heads, queries).
+        length_exponent: ρ, a number or (heads,).
+        count: Gives the numbers of keys in sight, broadcastable to (batch, heads, queries, 1); called only if needed.
+
+    Returns:
+        (batch, heads, queries, value_dim) in query's dtype if that is floating point, else float32.
+    """
+    if grid.reach is None:
+        output = sums(_factor(query, grid, eta, length_exponent, lambda: count().clamp(min=1)))
+    else:  # what is heard is a result, so that the factor comes after it
+        total = sums(None)
+        heard = floats.UNHEARD + total[..., -1:].double() / grid.reach.view(-1, 1, 1)
+        output = total[..., :-1].to(torch.float32) * _factor(query, grid, eta, length_exponent, lambda: heard)
     return output.to(query.dtype) if query.is_floating_point() else output
 
 
-def rescale(
-    grid: IntegerGrid, eta: float | Tensor, length_exponent: float | Tensor, count: Callable[[], Tensor]
+def _factor(
+    query: Tensor,
+    grid: IntegerGrid,
+    eta: float | Tensor,
+    length_exponent: float | Tensor,
+    length: Callable[[], Tensor],
 ) -> Tensor:
-    """Value step · η · n^(−ρ), worked out in float64 and rounded once.
-
-    Args:
-        grid: Of the query's heads.
-        eta: η, a number or (heads,).
-        length_exponent: ρ, a number or (heads,).
-        count: Gives n, integers broadcastable to (batch, heads, queries, 1); called only if it is needed.
-
-    Returns:
-        float32, broadcastable to (batch, heads, queries, 1).
-    """
-    factor = grid.value_step.view(1, -1, 1, 1)
+    """Value step · η · n^(−ρ) in float32, broadcastable to (batch, heads, queries, 1); ``length`` gives n if needed."""
+    factor = grid.value_step.view(-1, 1, 1)
     sums = not isinstance(length_exponent, Tensor) and length_exponent == 0.0
     if sums and not isinstance(eta, Tensor) and eta == 1.0:
         return factor
-    heads = grid.value_step.unsqueeze(0)  # per_head looks for them in the second dimension
-    factor = factor.double() * floats.per_head("eta", eta, heads).view(1, -1, 1, 1)
+    factor = factor.double() * floats.scale_of(eta, query)
     if not sums:
-        exponent = floats.per_head("length_exponent", length_exponent, heads).view(-1, 1, 1)
-        factor = factor * torch.pow(count().clamp(min=1).double(), -exponent.double())
+        exponent = floats.per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
+        factor = factor * torch.pow(length().double(), -exponent.double())
     return factor.to(torch.float32)
 
 
@@ -198,10 +225,10 @@ def _call(
     key: Tensor,
     value: Tensor,
     grid: IntegerGrid,
-    factor: Tensor | None,
     attn_mask: Tensor | None,
     flags: tuple[bool, bool, bool],
     backend: IntegerBackend,
+    factor: Tensor | None,
 ) -> Tensor:
     name = _pick(query.device)[0] if backend == "auto" else check_backend(backend, query.device)
     result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, factor, attn_mask, *flags, name)

@@ -8,7 +8,7 @@ from torch import Tensor
 from inhibitor.errors import OperatorError
 from inhibitor.ops import attention as floats
 from inhibitor.ops import integer_cpu, masks
-from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescale
+from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescaled
 from inhibitor.ops.integer_grid import IntegerGrid
 from inhibitor.ops.masks import Options
 
@@ -129,7 +129,7 @@ class IntegerCache:
 
         Args:
             query: (batch, heads, queries, head_dim), floating point or uint8 codes.
-            eta: η, a number or (heads,).
+            eta: η, a number, (heads,) or (batch, heads, queries).
             length_exponent: ρ, a number or (heads,).
             attn_mask: Boolean, broadcastable to (batch, heads, queries, tokens), True = may attend.
             center: Whether the row's mean is subtracted from the distances.
@@ -154,12 +154,11 @@ class IntegerCache:
             )
         mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
         count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
-        factor = rescale(self.grid, eta, length_exponent, count)
         options = Options(mask, False, center, signed)
-        output = integer_cpu.forward_packed(
-            query, self._packed, self._length, self.value_dim, self.grid.tensors, factor, options
+        sums = functools.partial(
+            integer_cpu.forward_packed, query, self._packed, self._length, self.value_dim, self.grid.tensors, options
         )
-        return output.to(query.dtype) if query.is_floating_point() else output
+        return rescaled(sums, query, self.grid, eta, length_exponent, count)
 
 
 def _grown(tensor: Tensor, panels: int) -> Tensor:

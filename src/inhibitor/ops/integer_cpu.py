@@ -16,7 +16,7 @@ from inhibitor.ops.integer_reference import nan_in
 from inhibitor.ops.masks import Options
 
 _DTYPES = cpu.DTYPES | {torch.uint8: 3}
-_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 2q 5q 22q 5q 5q q")  # csrc/problem.h, csrc/integer.h
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 3q 5q 23q 6q 5q q")  # csrc/problem.h, csrc/integer.h
 _NOTHING = (0,) * 5
 _NO_MEMORY, _NAN_IN = 1, {2: "query", 3: "key", 4: "value"}
 
@@ -50,12 +50,12 @@ instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS
 def forward(
     query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
 ) -> Tensor:
-    """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments.
+    """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments and result.
 
     Raises:
         OperatorError: A number in sight is NaN.
     """
-    output = cpu.empty_result(query, value, torch.int32 if factor is None else torch.float32)
+    output = cpu.empty_result(query, value, grid.reach, torch.int32 if factor is None else torch.float32)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     if query.dtype == torch.float64:
@@ -71,14 +71,15 @@ def forward_packed(
     length: int,
     value_dim: int,
     grid: GridTensors,
-    factor: Tensor | None,
     options: Options,
+    factor: Tensor | None,
 ) -> Tensor:
     """The same against ``length`` keys and values that ``append`` has packed."""
     key, value = packed
     batch, heads, queries, head_dim = query.shape
     dtype = torch.int32 if factor is None else torch.float32
-    output = query.new_empty((batch, queries, heads, value_dim), dtype=dtype).transpose(1, 2)
+    features = value_dim + (grid.reach is not None)
+    output = query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
     if output.numel() == 0 or length == 0:
         return output.zero_()
     query = query.to(torch.float32) if query.dtype == torch.float64 else query
@@ -110,8 +111,8 @@ def append(
     inverses = (None, None) if steps is None else tuple(inverse(step).contiguous() for step in steps)
     problem = _PROBLEM.pack(
         *(batch, key_heads, key_heads, 0, more, head_dim, value.shape[3], _DTYPES[key.dtype], 0, 0, 0, 0.0),
-        *(*_NOTHING, *cpu.strided(key), *cpu.strided(value), *_NOTHING, 0, 0, *_NOTHING, *(0,) * 22),
-        *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, *_NOTHING, 0),
+        *(*_NOTHING, *cpu.strided(key), *cpu.strided(value), *_NOTHING, 0, 0, 0, *_NOTHING, *(0,) * 23),
+        *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, 0, *_NOTHING, 0),
     )
     places = (struct.pack("=5q", *cpu.strided(tensor)) for tensor in packed)
     if _LIBRARY is not None:
@@ -156,11 +157,14 @@ def _run(
     inverses: tuple[Tensor, ...] | tuple[None, None] = (None, None)
     if query.is_floating_point():
         inverses = inverse(grid.query_key_step).contiguous(), inverse(grid.value_step).contiguous()
-    numbers = [tensor.contiguous() for tensor in (grid.multiplier, grid.shift, grid.threshold)]
+    numbers = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (grid.multiplier, grid.shift, grid.threshold, grid.reach)
+    ]
     problem = _PROBLEM.pack(
         *(*shape, _DTYPES[query.dtype], options.is_causal, options.center, options.signed, 0.0),
-        *(*cpu.strided(query), *key, *value, *(_NOTHING if mask is None else cpu.strided(mask)), 0, 0),
-        *(*cpu.strided(output), *(0,) * 22),
+        *(*cpu.strided(query), *key, *value, *(_NOTHING if mask is None else cpu.strided(mask)), 0, 0, 0),
+        *(*cpu.strided(output), *(0,) * 23),
         *(0 if tensor is None else tensor.data_ptr() for tensor in (*inverses, *numbers)),
         *(*(_NOTHING if factor is None else cpu.strided(factor)), packed),
     )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from inhibitor.ops.attention import FLOATS
 
 ZERO = 128  # the code of 0 in queries and keys
 LARGEST = 65535  # of e, which the kernels hold in 16 bits
+FARTHEST = 255  # of z and of the reach, which the kernels hold in 8 bits
 _LEAST, _MOST = 2.0**-16, 2.0**8 - 2.0**-8  # slopes beyond which Z is 0, or 0 and saturated, whatever they are
 _FAR = 1 << 18  # thresholds beyond which the clamp of t is all there is
 
@@ -24,6 +25,7 @@ class GridTensors(NamedTuple):
     multiplier: Tensor
     shift: Tensor
     threshold: Tensor
+    reach: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class IntegerGrid:
         multiplier: int32 in [2¹⁵, 2¹⁶).
         shift: int32 in [8, 31].
         threshold: int32, δ in steps of the distance, and the half that rounds Z.
+        reach: int32 in [1, 255], τ in steps of the value; None where all keys in sight count.
     """
 
     query_key_step: Tensor
@@ -46,10 +49,13 @@ class IntegerGrid:
     multiplier: Tensor
     shift: Tensor
     threshold: Tensor
+    reach: Tensor | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             tensor, dtype = getattr(self, field.name), torch.float32 if "step" in field.name else torch.int32
+            if tensor is None and field.name == "reach":
+                continue
             if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.shape != self.shape:
                 raise OperatorError(
                     field.name,
@@ -62,8 +68,8 @@ class IntegerGrid:
 
     @property
     def tensors(self) -> GridTensors:
-        """The five tensors, in the order of the registered operator."""
-        return GridTensors(self.query_key_step, self.value_step, self.multiplier, self.shift, self.threshold)
+        """The tensors, in the order of the registered operator."""
+        return GridTensors(*(getattr(self, field.name) for field in fields(self)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,8 +84,9 @@ class IntegerGrid:
         gamma: float | Tensor,
         delta: float | Tensor,
         scale: float,
+        reach: float | Tensor | None = None,
     ) -> "IntegerGrid":
-        """The grid for γ, δ and the distance's scale.
+        """The grid for γ, δ, the distance's scale and τ.
 
         Args:
             query_key_step: The step of query and key: a number, (key heads,) or (heads,); greater than 0.
@@ -87,6 +94,7 @@ class IntegerGrid:
             gamma: γ, a number or (heads,); greater than 0.
             delta: δ, a number or (heads,).
             scale: Factor of the distance, usually 1/√head_dim; greater than 0.
+            reach: τ, a number or (heads,), greater than 0, or None. Beyond 255 steps of the value it is taken for that.
 
         Raises:
             OperatorError: A number that is not finite, not greater than 0 where it must be, or not one for each head.
@@ -98,6 +106,8 @@ class IntegerGrid:
         """
         given = {"query_key_step": query_key_step, "value_step": value_step, "gamma": gamma, "delta": delta}
         wide = {name: _vector(name, number) for name, number in given.items()}
+        if reach is not None:
+            wide["reach"] = _vector("reach", reach)
         heads = max(tensor.numel() for tensor in wide.values())
         for name, tensor in wide.items():
             if heads % tensor.numel():
@@ -125,25 +135,31 @@ class IntegerGrid:
             multiplier=torch.where(over, 2**15, multiplier).to(torch.int32),
             shift=(16 - exponent - over.to(torch.int32)).to(torch.int32),
             threshold=threshold.round().clamp(-_FAR, _FAR).to(torch.int32),
+            reach=None
+            if reach is None
+            else (wide["reach"] / steps["value_step"].double()).round().clamp(1, FARTHEST).to(torch.int32),
         )
 
     def to(self, device: torch.device | str) -> "IntegerGrid":
         """The same grid on another device."""
-        return IntegerGrid(*(getattr(self, field.name).to(device) for field in fields(self)))
+        moved: list[Any] = [None if tensor is None else tensor.to(device) for tensor in self.tensors]
+        return IntegerGrid(*moved)
 
 
 def _vector(name: str, number: float | Tensor) -> Tensor:
-    """Finite float64 numbers, (1,) or (heads,); of steps and γ only such as are greater than 0."""
+    """Finite float64 numbers, (1,) or (heads,); of steps, γ and τ only such as are greater than 0."""
     vector = torch.as_tensor(number).detach().double().reshape(-1)
-    least = 0.0 if name == "gamma" else torch.finfo(torch.float32).tiny
+    least = 0.0 if name in ("gamma", "reach") else torch.finfo(torch.float32).tiny
     if not vector.numel() or not bool(vector.isfinite().all()) or (name != "delta" and bool((vector <= least).any())):
         raise OperatorError(
             name,
             expected="finite numbers" + ("" if name == "delta" else " greater than 0"),
             got=str(vector.tolist()),
-            remedy={"gamma": "Train with γ > 0: a negative slope has no integer form.", "delta": "Check δ."}.get(
-                name, "Calibrate the step on data that is not all 0."
-            ),
+            remedy={
+                "gamma": "Train with γ > 0: a negative slope has no integer form.",
+                "delta": "Check δ.",
+                "reach": "Train with τ > 0, or pass reach=None.",
+            }.get(name, "Calibrate the step on data that is not all 0."),
         )
     return vector
 

@@ -14,11 +14,11 @@ from inhibitor.ops.triton import integer as integer_triton
 
 BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "triton": integer_triton, "reference": integer_reference}
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
-# (batch, key_heads, keys, value_dim); all floating point, or uint8, uint8 and int8. The five of the grid: (heads,).
+# (batch, key_heads, keys, value_dim); all floating point, or uint8, uint8 and int8. Those of the grid: (heads,).
 # factor: float32, broadcastable to (batch, heads, queries, 1): the result is then float32, without it int32.
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor query_key_step, Tensor value_step, Tensor multiplier,"
-    " Tensor shift, Tensor threshold, Tensor? factor, Tensor? attn_mask,"
+    " Tensor shift, Tensor threshold, Tensor? reach, Tensor? factor, Tensor? attn_mask,"
     " bool is_causal, bool center, bool signed, str backend"
 )
 
@@ -28,7 +28,7 @@ attention = torch.ops.inhibitor.integer_attention.default
 
 @torch.library.impl("inhibitor::integer_attention", "CompositeExplicitAutograd")
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    """H, (batch, heads, queries, value_dim)."""
+    """H, (batch, heads, queries, value_dim); with a reach τ one feature more, Σ_j max(w − z_ij, 0)."""
     *grid, factor, attn_mask, is_causal, center, signed, backend = rest
     options = Options(attn_mask, is_causal, center, signed)
     result: Tensor = BACKENDS[backend].forward(query, key, value, GridTensors(*grid), factor, options)
@@ -36,10 +36,11 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    dtype = torch.int32 if rest[5] is None else torch.float32
-    if rest[-1] != "reference":
-        return cpu.empty_result(query, value, dtype)
-    return query.new_empty((*query.shape[:3], value.shape[3]), dtype=dtype)
+    reach, factor, *_, backend = rest[5:]
+    dtype = torch.int32 if factor is None else torch.float32
+    if backend != "reference":
+        return cpu.empty_result(query, value, reach, dtype)
+    return query.new_empty((*query.shape[:3], value.shape[3] + (reach is not None)), dtype=dtype)
 
 
 def _no_gradient(ctx: Any, grad: Tensor) -> None:
@@ -55,11 +56,12 @@ torch.library.register_fake("inhibitor::integer_attention", _fake)
 torch.library.register_autograd("inhibitor::integer_attention", _no_gradient)
 
 
-# The grid of parameters that training changes and inference does not: steps by their log2, (heads,) each as γ and δ.
+# The grid of parameters that training changes and inference does not: steps by their log2, (heads,) each as γ, δ and τ.
+# Without a τ its last tensor is empty.
 torch.library.define(
     "inhibitor::integer_grid",
-    "(Tensor log2_query_key_step, Tensor log2_value_step, Tensor gamma, Tensor delta, float scale)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor log2_query_key_step, Tensor log2_value_step, Tensor gamma, Tensor delta, Tensor? reach, float scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 grid_of = torch.ops.inhibitor.integer_grid.default
 
@@ -67,9 +69,10 @@ grid_of = torch.ops.inhibitor.integer_grid.default
 @torch.library.impl("inhibitor::integer_grid", "CompositeExplicitAutograd")
 def _grid(*parameters: Any) -> tuple[Tensor, ...]:
     *tensors, scale = parameters
-    numbers = (tuple(tensor.tolist()) for tensor in tensors)
+    numbers = (None if tensor is None else tuple(tensor.tolist()) for tensor in tensors)
+    *found, reach = _grid_of_numbers(*numbers, scale, tensors[0].device)
     # Copies: a graph may write into what it is given.
-    return tuple(tensor.clone() for tensor in _grid_of_numbers(*numbers, scale, tensors[0].device))
+    return (*(tensor.clone() for tensor in found), found[-1].new_empty(0) if reach is None else reach.clone())
 
 
 # By the numbers, because fused optimizers change a parameter without telling its version.
@@ -79,15 +82,15 @@ def _grid_of_numbers(
     log2_value_step: tuple[float, ...],
     gamma: tuple[float, ...],
     delta: tuple[float, ...],
+    reach: tuple[float, ...] | None,
     scale: float,
     device: torch.device,
 ) -> GridTensors:
-    wide = (
-        torch.tensor(numbers, dtype=torch.float64, device=device)
-        for numbers in (log2_query_key_step, log2_value_step, gamma, delta)
-    )
-    query_key, value, slope, shift = wide
-    return IntegerGrid.of(steps_of(query_key), steps_of(value), slope, shift, scale).tensors
+    def wide(numbers: tuple[float, ...]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+    steps = steps_of(wide(log2_query_key_step)), steps_of(wide(log2_value_step))
+    return IntegerGrid.of(*steps, wide(gamma), wide(delta), scale, reach=None if reach is None else wide(reach)).tensors
 
 
 def steps_of(log2: Tensor) -> Tensor:
@@ -97,8 +100,10 @@ def steps_of(log2: Tensor) -> Tensor:
 
 
 def _fake_grid(log2_query_key_step: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    heads = log2_query_key_step.shape
     dtypes = torch.float32, torch.float32, torch.int32, torch.int32, torch.int32
-    return tuple(torch.empty_like(log2_query_key_step, dtype=dtype) for dtype in dtypes)
+    found = (log2_query_key_step.new_empty(heads, dtype=dtype) for dtype in dtypes)
+    return (*found, log2_query_key_step.new_empty(0 if rest[3] is None else heads, dtype=torch.int32))
 
 
 torch.library.register_fake("inhibitor::integer_grid", _fake_grid)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import masks
-from inhibitor.ops.integer_grid import LARGEST, GridTensors, quantize_query_key, quantize_value
+from inhibitor.ops.integer_grid import FARTHEST, LARGEST, GridTensors, quantize_query_key, quantize_value
 from inhibitor.ops.masks import Options
 
 _TILE = 1 << 22  # elements of the largest tensor
@@ -16,6 +16,8 @@ def forward(
 ) -> Tensor:
     """H in int32, or in float32 times a factor; the arguments are those of the registered operator.
 
+    With a reach, one feature more: what is left of it, summed over the keys in sight.
+
     Raises:
         OperatorError: A number in sight is NaN.
     """
@@ -24,12 +26,16 @@ def forward(
     groups, keys = heads // max(key.shape[1], 1), key.shape[2]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     allowed = _allowed(query, key, options)
-    output = torch.zeros(*query.shape[:3], value.shape[3], dtype=torch.int32, device=query.device)
+    features = value.shape[3] + (grid.reach is not None)
+    output = torch.zeros(*query.shape[:3], features, dtype=torch.int32, device=query.device)
     rows = max(1, _TILE // max(query.shape[0] * heads * keys * value.shape[3], 1))
     for first in range(0, queries if output.numel() and keys else 0, rows):
         part = slice(first, first + rows)
         z = inhibition(query[:, :, part], key, grid, allowed[:, :, part], options.center)
-        output[:, :, part] = _sum(value, z, allowed[:, :, part], options.signed)
+        output[:, :, part, : value.shape[3]] = _sum(value, z, allowed[:, :, part], options.signed)
+        if grid.reach is not None:
+            left = (grid.reach.view(-1, 1, 1) - z).clamp(min=0) * allowed[:, :, part]
+            output[:, :, part, -1] = left.sum(-1, dtype=torch.int32)
     return output if factor is None else output.to(torch.float32) * factor
 
 
@@ -40,7 +46,7 @@ def distance(query: Tensor, key: Tensor) -> Tensor:
 
 
 def inhibition(query: Tensor, key: Tensor, grid: GridTensors, allowed: Tensor, center: bool) -> Tensor:
-    """z, int32 in [0, 127] of shape (batch, heads, queries, keys), in steps of the value.
+    """z, int32 in [0, 255] of shape (batch, heads, queries, keys), in steps of the value.
 
     Args:
         query: uint8 codes of shape (batch, heads, queries, head_dim).
@@ -60,7 +66,7 @@ def inhibition(query: Tensor, key: Tensor, grid: GridTensors, allowed: Tensor, c
     )
     middle = (middle - threshold).clamp(-LARGEST, LARGEST)
     excess = (distances - middle).clamp(0, LARGEST)
-    return ((excess * multiplier) >> shift).clamp(max=127).to(torch.int32)
+    return ((excess * multiplier) >> shift).clamp(max=FARTHEST).to(torch.int32)
 
 
 def on_grid(

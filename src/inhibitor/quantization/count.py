@@ -13,8 +13,8 @@ from inhibitor.bench.count import FORMS, TABLES, Shape, attention, attention_ene
 from inhibitor.data.labelled import load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.errors import ConfigError
-from inhibitor.models.attention import inhibitor_layers
-from inhibitor.models.config import Int8Config
+from inhibitor.models.attention import NAME, inhibitor_layers
+from inhibitor.models.config import InhibitorConfig, Int8Config
 from inhibitor.models.families import layer_modules
 from inhibitor.models.int8 import integer_layers
 from inhibitor.models.loading import load_pretrained
@@ -60,7 +60,7 @@ def count(name: str, length: int) -> dict[str, Any]:
         "shape": asdict(shape),
         "attention": {form: asdict(attention(form, shape, length)) for form in FORMS},
         "linear": asdict(linear(shape) * shape.layers),
-        "bits": widths(length, shape.head_dim),
+        "bits": widths(length, shape.head_dim, shape.reach),
         "bits_seen": seen,
         "energy": {table.name: _energy(shape, length, table) for table in TABLES},
         "sources": {table.name: table.source for table in TABLES},
@@ -72,7 +72,9 @@ def _shape(model: PreTrainedModel) -> Shape:
     config = model.config
     intermediate = getattr(config, "intermediate_size", None) or config.hidden_dim  # DistilBERT's name for it
     heads = config.num_attention_heads
-    return Shape(len(layer_modules(model)), heads, config.hidden_size // heads, intermediate)
+    attention = InhibitorConfig.parse(getattr(config, NAME, {}), source=NAME)  # of a softmax model, what it would get
+    sizes = len(layer_modules(model)), heads, config.hidden_size // heads, intermediate
+    return Shape(*sizes, attention.reach is not None, attention.query_gain)
 
 
 def _energy(shape: Shape, length: int, table: Any) -> dict[str, dict[str, float]]:

@@ -34,8 +34,8 @@ def quantize(
         The same object.
 
     Raises:
-        ModelError: A softmax model, one with int8 layers already, of another dtype, in training mode, with γ that is
-            not above 0, or with an output layer that shares the embedding table.
+        ModelError: A softmax model, one with int8 layers already, of another dtype, in training mode, with a γ or τ
+            that is not above 0, or with an output layer that shares the embedding table.
         DataError: No token in the batches, or NaN or infinity in some layer.
 
     Example:
@@ -54,7 +54,7 @@ def quantize(
     samples = collect(model, batches, linears)
     learned = set(integer_layers(model))
     for part in found:
-        made: Any = empty(part, config, model.config.num_attention_heads)
+        made: Any = empty(part, config)
         model.set_submodule(part.path, made)
         if part.kind == "linear":
             even = part.path in readers
@@ -101,17 +101,23 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
         expected, got = "embeddings of their own", "a table that the output layer shares"
         remedy = "Set embeddings='float'."
     else:
-        _check_gamma(model)
+        _check_parameters(model)
         return
     raise ModelError(name, expected=expected, got=got, remedy=remedy)
 
 
-def _check_gamma(model: PreTrainedModel) -> None:
+def _check_parameters(model: PreTrainedModel) -> None:
+    remedies = {
+        "gamma": "A negative slope has no integer form: train that layer on.",
+        "reach": "No key is heard within it: train that layer on.",
+    }
     for layer, attention in inhibitor_layers(model).items():
-        if not bool((attention.gamma > 0).all()):
-            raise ModelError(
-                f"gamma of layer {layer}",
-                expected="numbers greater than 0",
-                got=str(attention.gamma.tolist()),
-                remedy="A negative slope has no integer form: train that layer on.",
-            )
+        for name, remedy in remedies.items():
+            values = getattr(attention, name)
+            if values is not None and not bool((values > 0).all()):
+                raise ModelError(
+                    f"{name} of layer {layer}",
+                    expected="numbers greater than 0",
+                    got=str(values.tolist()),
+                    remedy=remedy,
+                )

@@ -78,7 +78,17 @@ def _intermediates(attention: IntegerInhibitorAttention, tap: Tapped) -> dict[st
     shift = (middle if attention.config.center else 0 * middle) - grid.threshold.view(-1, 1)
     excess = ((distances - shift.unsqueeze(-1)).clamp(min=0)) * allowed
     z = inhibition(query, key, grid.tensors, allowed, attention.config.center) * allowed
-    return {
+    sums = integer_attention(
+        query,
+        key,
+        value,
+        grid,
+        attn_mask=tap.attn_mask,
+        is_causal=tap.is_causal,
+        center=attention.config.center,
+        signed=attention.config.signed,
+    )
+    found = {
         "distance D": distances,
         "sum of distances T": total,
         "2T + n": 2 * total + count,
@@ -87,17 +97,11 @@ def _intermediates(attention: IntegerInhibitorAttention, tap: Tapped) -> dict[st
         "product e · m": excess.clamp(max=65535) * grid.multiplier.to(torch.int64).view(-1, 1, 1),
         "inhibition z": z,
         "difference |v| − z": value.abs().to(torch.int64).amax(-1, keepdim=True).mT - z,
-        "sum of values H": integer_attention(
-            query,
-            key,
-            value,
-            grid,
-            attn_mask=tap.attn_mask,
-            is_causal=tap.is_causal,
-            center=attention.config.center,
-            signed=attention.config.signed,
-        ),
+        "sum of values H": sums[..., : value.shape[3]],
     }
+    if grid.reach is not None:
+        found |= {"difference w − z": grid.reach.view(-1, 1, 1) - z, "sum of what is heard R": sums[..., -1]}
+    return found
 
 
 def _bits(tensor: Tensor) -> int:

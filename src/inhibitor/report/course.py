@@ -110,9 +110,10 @@ def traces_figure(run: Course) -> Figure | None:
     panels = {name: lines for name in TRACES if (lines := run.traces(name))}
     if not panels:
         return None
-    rows = math.ceil(len(panels) / 2)
+    columns = 2 if len(panels) <= 6 else 3
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(9, 0.8 + 1.9 * rows))
-    axes = figure.subplots(rows, min(len(panels), 2), squeeze=False, sharex=True)
+    axes = figure.subplots(rows, min(len(panels), columns), squeeze=False, sharex=True)
     colours = layer_colours(run.layers)
     places = list(axes.flat)
     for index, (name, lines) in enumerate(panels.items()):
@@ -126,7 +127,7 @@ def traces_figure(run: Course) -> Figure | None:
         if name == "inhibited":
             axis.set_ylim(bottom=0)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        _token_axis(axis, run, 2, first=index < 2, last=index + 2 >= len(panels))
+        _token_axis(axis, run, columns, first=index < columns, last=index + columns >= len(panels))
     for axis in places[len(panels) :]:
         axis.set_visible(False)
     layer_bar(figure, places, run.layers, aspect=12 + 14 * rows)

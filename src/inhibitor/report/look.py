@@ -23,6 +23,7 @@ PARAMETERS = {
     "eta": "output scale η",
     "delta": "shift δ",
     "length_exponent": "length exponent ρ",
+    "reach": "reach τ",
 }
 STYLE: Any = {
     "font.family": "DejaVu Sans",

@@ -33,7 +33,7 @@ CURVES, PARTS = "curves.png", "parts.png"
 CAPTIONS = {
     "traces.png": "Inside the student while it was trained, layer by layer: the squared error of its context vectors"
     " relative to the teacher's, the share of the value entries that inhibition sets to zero, and the means over heads"
-    " of γ, η, δ and ρ.",
+    " of γ, η, δ, ρ and τ.",
     "context_error.png": "Squared error relative to the teacher, layer by layer, at each step of the recipe: of the"
     " attention's context vectors and of the hidden states. Lower is closer to the teacher.",
     "heads.png": "The finished student, head by head: the squared error relative to the teacher, of context vectors and"

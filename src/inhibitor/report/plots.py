@@ -138,8 +138,9 @@ def _parameters(metrics: Distill) -> Figure | None:
     shown = [name for name in PARAMETERS if metrics.parameters[last].get(name)]
     if not shown:
         return None
-    figure = Figure(figsize=(9, 4.6 if len(shown) > 2 else 2.6))
-    places = figure.subplots(math.ceil(len(shown) / 2), 2, squeeze=False).flat
+    columns = 2 if len(shown) <= 4 else 3
+    figure = Figure(figsize=(9, 4.6 if len(shown) > columns else 2.6))
+    places = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat
     for axis, name in zip(places, shown, strict=False):
         for state, offset, colour, face in ((first, -0.17, COLOURS[0], "none"), (last, 0.17, COLOURS[2], COLOURS[2])):
             layers = metrics.parameters[state].get(name, [])

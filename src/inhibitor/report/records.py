@@ -87,6 +87,7 @@ class Traces(_Record):
     eta: list[float] = []
     delta: list[float] = []
     length_exponent: list[float] = []
+    reach: list[float] = []
 
     @model_validator(mode="after")
     def _one_for_each_layer(self) -> Self:

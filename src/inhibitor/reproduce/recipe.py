@@ -44,7 +44,7 @@ class DistillChoices(Choices):
     Args:
         losses: Weight of each loss.
         temperature: Of ``soft_labels``.
-        inhibitor_learning_rate: That of γ, η, δ and ρ.
+        inhibitor_learning_rate: That of γ, η, δ, ρ, τ and u.
         warmup_ratio: Share of the steps in which the rate rises.
         weight_decay: AdamW's.
         dropout: Whether the student is trained with its dropout.

@@ -29,12 +29,14 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options) -> Tensor:
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
+) -> Tensor:
     """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = empty_result(query, value)
+    output = empty_result(query, value, reach)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
-    call = Call(query, key, value, options, backward=False)
+    call = Call(query, key, value, options, backward=False, reach=reach)
     slopes, shifts = _line(gamma, delta, options)
     with call.on_device():
         means, _ = call.means()
@@ -49,9 +51,16 @@ def forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Ten
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, γ and δ: ``blocked.backward``'s arguments.
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: Tensor,
+    delta: Tensor,
+    reach: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, γ, δ and τ: ``blocked.backward``'s arguments.
 
     No two programs add to the same number: the same bits in every run.
     """
@@ -59,17 +68,19 @@ def backward(
     if 0 in (*query.shape[:3], *key.shape[:3]):
         for tensor in (grad_query, grad_key, grad_value):
             tensor.zero_()
-        return grad_query, grad_key, grad_value, torch.zeros_like(gamma), torch.zeros_like(delta)
-    call = Call(query, key, value, options, backward=True)
+        grad_reach = gamma.new_zeros(0) if reach is None else torch.zeros_like(reach)
+        return grad_query, grad_key, grad_value, torch.zeros_like(gamma), torch.zeros_like(delta), grad_reach
+    call = Call(query, key, value, options, backward=True, reach=reach)
     slopes, shifts = _line(gamma, delta, options)
     shares, slope_sums, shift_sums = (query.new_empty(query.shape[:3], dtype=torch.float32) for _ in range(3))
+    reach_sums = shares.new_empty((0,) if reach is None else shares.shape)
     with call.on_device():
         means, counts = call.means()
         tensors = (grad, query, key, value, call.mask)
         call.launch(
             "backward",
             "by_rows",
-            (*tensors, means, counts, slopes, shifts, grad_query, shares, slope_sums, shift_sums),
+            (*tensors, means, counts, slopes, shifts, grad_query, shares, slope_sums, shift_sums, reach_sums),
             tensors,
             (grad_query,),
         )
@@ -82,7 +93,8 @@ def backward(
         )
     grad_gamma = slope_sums.sum((0, 2)) * options.scale
     grad_delta = shift_sums.sum((0, 2))
-    return grad_query, grad_key, grad_value, grad_gamma.to(gamma.dtype), grad_delta.to(delta.dtype)
+    grad_reach = gamma.new_zeros(0) if reach is None else reach_sums.sum((0, 2)).to(reach.dtype)
+    return grad_query, grad_key, grad_value, grad_gamma.to(gamma.dtype), grad_delta.to(delta.dtype), grad_reach
 
 
 def _line(gamma: Tensor, delta: Tensor, options: Options) -> tuple[Tensor, Tensor]:

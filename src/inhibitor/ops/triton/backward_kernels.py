@@ -11,19 +11,23 @@ from inhibitor.ops.triton import tiles
 
 @triton.jit(do_not_specialize=tiles.LENGTHS)
 def by_rows(
-    grad, query, key, value, mask, means, counts, slopes, shifts, grad_query, shares, slope_sums, shift_sums, scratch,
+    grad, query, key, value, mask, means, counts, slopes, shifts, grad_query,
+    shares, slope_sums, shift_sums, reach_sums, scratch,
     grad_batch, grad_head, grad_row, grad_feature,
     query_batch, query_head, query_row, query_feature,
     key_batch, key_head, key_row, key_feature,
     value_batch, value_head, value_row, value_feature,
     mask_batch, mask_head, mask_row, mask_key,
     target_batch, target_head, target_row, target_feature,
-    heads, groups, queries, length, blocks,
+    heads, groups, queries, length, blocks, reaches,
     HEAD_DIM: tl.constexpr, HEAD_WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
-    """∂Q and, for each row, the mean of ∂S over its keys (``shares``) and its parts of ∂γ/scale and ∂δ."""
+    """∂Q and, for each row, the mean of ∂S over its keys (``shares``) and its parts of ∂γ/scale, ∂δ and ∂τ.
+
+    With ``reaches`` τ, else None, ``grad`` has one feature more, that of Σ_j relu(τ − z_ij).
+    """
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
     queries_r = queries_t + ROWS * HEAD_WIDTH
@@ -47,6 +51,10 @@ def by_rows(
         base = grad + batch * grad_batch + head * grad_head
         tile = tiles.tile(base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
         tiles.keep_transposed(grads_t, tile, ROWS, VALUE_WIDTH)
+        if reaches is not None:
+            reach = tl.load(reaches + head)
+            heard = tl.load(tiles.column(base, grad_row, grad_feature, rows, VALUE_DIM), mask=exist, other=0.0)
+            reach_sum = tl.zeros((ROWS,), tl.float32)
         mean = tl.zeros((ROWS,), tl.float32)
         if CENTER:
             mean = tl.load(means + pair * queries + rows, mask=exist, other=0.0)
@@ -73,6 +81,10 @@ def by_rows(
                 weight = tiles.grad_inhibition(
                     grads_t, magnitudes_t, directions_t, steep, weights_t, never, ROWS, KEYS, VALUE_DIM
                 )
+                if reaches is not None:
+                    of_heard = tiles.of_heard(heard, inhibition, reach)
+                    reach_sum += tl.sum(of_heard, 1)
+                    weight -= of_heard
                 weight = tl.where(sees & (inhibition > 0.0), weight, 0.0)
                 weight_sum += tl.sum(weight, 1)
                 slope_sum += tl.sum(tl.where(sees, weight * (distance - mean[:, None]), 0.0), 1)
@@ -97,6 +109,8 @@ def by_rows(
         tiles.put(target, target_row, target_feature, rows, exist, slope * result, HEAD_DIM, HEAD_WIDTH)
         tl.store(slope_sums + pair * queries + rows, slope_sum, mask=exist)
         tl.store(shift_sums + pair * queries + rows, weight_sum, mask=exist)
+        if reaches is not None:
+            tl.store(reach_sums + pair * queries + rows, reach_sum, mask=exist)
 
 
 @triton.jit(do_not_specialize=tiles.LENGTHS)
@@ -109,7 +123,7 @@ def by_keys(
     mask_batch, mask_head, mask_row, mask_key,
     target_batch, target_head, target_row, target_feature,
     other_batch, other_head, other_row, other_feature,
-    heads, groups, queries, length, blocks,
+    heads, groups, queries, length, blocks, reaches,
     HEAD_DIM: tl.constexpr, HEAD_WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
@@ -155,6 +169,8 @@ def by_keys(
             query_base = query + batch * query_batch + head * query_head
             grad_base = grad + batch * grad_batch + head * grad_head
             of_rows = (batch * heads + head) * queries
+            if reaches is not None:
+                reach = tl.load(reaches + head)
             for row_block in range(start, row_blocks):
                 rows = row_block * ROWS + tl.arange(0, ROWS)
                 exist = rows < queries
@@ -166,6 +182,9 @@ def by_keys(
                     tile = tiles.tile(grad_base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
                     tiles.keep_transposed(grads_t, tile, ROWS, VALUE_WIDTH)
                     tiles.keep(grads_r, tile, ROWS, VALUE_WIDTH)
+                    if reaches is not None:
+                        pointers = tiles.column(grad_base, grad_row, grad_feature, rows, VALUE_DIM)
+                        heard = tl.load(pointers, mask=exist, other=0.0)
                     mean, share = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
                     if CENTER:
                         mean = tl.load(means + of_rows + rows, mask=exist, other=0.0)
@@ -177,6 +196,8 @@ def by_keys(
                     weight = tiles.grad_inhibition(
                         grads_t, magnitudes_t, directions_t, steep, weights_r, never, ROWS, KEYS, VALUE_DIM
                     )
+                    if reaches is not None:
+                        weight -= tiles.of_heard(heard, inhibition, reach)
                     weight = tl.where(inhibition > 0.0, weight, 0.0) - share[:, None]
                     weight = tl.where(sees, slope * weight, 0.0)
                     weight_sum += tl.sum(weight, 0)

@@ -61,7 +61,7 @@ def forward(
     value_batch, value_head, value_row, value_feature,
     mask_batch, mask_head, mask_row, mask_key,
     output_batch, output_head, output_row, output_feature,
-    heads, groups, queries, length, blocks,
+    heads, groups, queries, length, blocks, reaches,
     HEAD_DIM: tl.constexpr, HEAD_WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, BY_ROW: tl.constexpr, SIGNED: tl.constexpr, CENTER: tl.constexpr,
@@ -70,6 +70,7 @@ def forward(
     """Σ_j of the inhibited values, from the means of ``row_means``.
 
     Of whole numbers these are t, ``slopes`` the multipliers, and the sum is exact: integers below 2²⁴ in float32.
+    With ``reaches`` τ, else None, the result has one feature more: Σ_j relu(τ − z_ij).
     """
     never = queries < 0
     queries_t = scratch + tl.program_id(0).to(tl.int64) * SIZE
@@ -90,6 +91,9 @@ def forward(
         if CENTER or WHOLE:
             mean = tl.load(means + pair * queries + rows, mask=exist, other=0)
         total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
+        if reaches is not None:
+            reach = tl.load(reaches + head)
+            heard = tl.zeros((ROWS,), tl.int32 if WHOLE else tl.float32)
         last = tl.minimum(length, tl.max(rows, 0) + 1) if CAUSAL else length
         for first in range(0, last, KEYS):
             keys = first + tl.arange(0, KEYS)
@@ -107,6 +111,9 @@ def forward(
                 inhibition = tiles.inhibition(distance, mean, slope, shift, sees, WHOLE)
                 tiles.keep_transposed(inhibition_t, inhibition * scale, ROWS, KEYS)
                 total += tl.sum(tl.where(inhibition != inhibition, inhibition, 0.0), 1)[:, None]  # saturation drops NaN
+                if reaches is not None:
+                    left = tl.maximum(reach - inhibition, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                    heard += tl.sum(left, 1).to(heard.dtype)
                 tl.debug_barrier()
                 count = tl.minimum(last - first, KEYS)
                 if BY_ROW and tiles.any_of(~(tl.abs(sign) < float("inf")), True):
@@ -116,3 +123,6 @@ def forward(
                 tl.debug_barrier()
         target = output + batch * output_batch + head * output_head
         tiles.put(target, output_row, output_feature, rows, exist, total, VALUE_DIM, VALUE_WIDTH)
+        if reaches is not None:
+            pointers = tiles.column(target, output_row, output_feature, rows, VALUE_DIM)
+            tl.store(pointers, heard.to(output.dtype.element_ty), mask=exist)

@@ -1,7 +1,8 @@
 """The integer operator on a GPU, to the last bit what ``integer_reference`` gives, by the float operator's kernels.
 
 What these add up are whole numbers below 2²⁴, which float32 holds exactly: distances are at most 65280, sums of values
-up to 127 · 2¹⁷ (docs/integer.md). So it does not matter in which order they are added.
+up to 127 · 2¹⁷ (docs/integer.md). So it does not matter in which order they are added. What is heard, up to 255 · 2¹⁷,
+is added up in integers.
 """
 
 import torch
@@ -23,16 +24,16 @@ def forward(
         OperatorError: A number in sight is NaN.
     """
     query, key, value = on_grid(query, key, value, grid, options)
-    output = empty_result(query, value, torch.float32)
+    output = empty_result(query, value, grid.reach, torch.int32 if factor is None else torch.float32)
     if output.numel() == 0 or key.shape[2] == 0:
         output.zero_()
     else:
         value = value.clamp(min=-127)
-        call = Call(query, key, value, options, backward=False)
+        call = Call(query, key, value, options, backward=False, reach=grid.reach)
         tensors = (query, key, value, call.mask)
         with call.on_device():
             means, _ = call.means()
             middles = (means if options.center else means.zero_()).sub_(grid.threshold.view(-1, 1))
             numbers = grid.multiplier.contiguous(), grid.shift.contiguous()
             call.launch("forward", "forward", (*tensors, middles, *numbers, output), tensors, (output,))
-    return output.to(torch.int32) if factor is None else output.mul_(factor)
+    return output if factor is None else output.mul_(factor)

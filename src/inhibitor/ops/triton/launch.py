@@ -20,9 +20,12 @@ class Call:
         value: (batch, key heads, keys, value_dim).
         options: Of the operator.
         backward: Whether gradients are wanted, whose tiles are others.
+        reach: (heads,), if the result has one feature more.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, options: Options, backward: bool) -> None:
+    def __init__(
+        self, query: Tensor, key: Tensor, value: Tensor, options: Options, backward: bool, reach: Tensor | None = None
+    ) -> None:
         self.batch, self.heads, self.queries, head_dim = query.shape
         self.key_heads, self.length, value_dim = value.shape[1:]
         self.query, self.key = query, key
@@ -33,7 +36,7 @@ class Call:
         self.widths = {"HEAD_WIDTH": _width(head_dim), "VALUE_WIDTH": _width(value_dim)}
         self.device: Device = device_of(query.device)
         self.configuration: Configuration = choose(self.device, max(self.widths.values()), backward)
-        self.constants = self.widths | {
+        self.constants: dict[str, Any] = self.widths | {
             "HEAD_DIM": head_dim,
             "VALUE_DIM": value_dim,
             "ROWS": self.configuration.rows,
@@ -44,6 +47,8 @@ class Call:
             "SIGNED": options.signed,
             "CENTER": options.center,
             "WHOLE": not query.is_floating_point(),
+            # Not a constant, but None is one: without a reach no kernel has it.
+            "reaches": None if reach is None else reach.to(torch.float32).contiguous(),
         }
 
     def on_device(self) -> contextlib.AbstractContextManager[Any]:

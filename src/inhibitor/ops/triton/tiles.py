@@ -48,6 +48,13 @@ def put(target, row_stride, feature_stride, rows, present, tile, FEATURES: tl.co
 
 
 @triton.jit
+def column(source, row_stride, feature_stride, rows, FEATURE: tl.constexpr):
+    """Pointers to one feature of such rows."""
+    feature = tl.full(rows.shape, FEATURE, tl.int64)
+    return source + rows.to(tl.int64) * row_stride + feature * feature_stride
+
+
+@triton.jit
 def keep(scratch, tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Write a tile to scratch, row by row."""
     tl.store(scratch + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], tile)
@@ -119,7 +126,7 @@ def distances(queries_t, keys_t, target, never, ROWS: tl.constexpr, KEYS: tl.con
 def inhibition(distance, mean, slope, shift, sees, WHOLE: tl.constexpr):
     """Z of a tile, +inf where a row may not see a key; NaN stays NaN.
 
-    Of whole numbers z, which may go beyond 127: from there on nothing passes.
+    Of whole numbers z, which may go beyond 255: from there on nothing passes.
     """
     if WHOLE:
         excess = tl.minimum(tl.maximum(distance.to(tl.int32) - mean[:, None], 0), 65535)
@@ -212,6 +219,12 @@ def grad_inhibition(
             passes = tl.minimum(tl.maximum(magnitude[None, :] - inhibition, 0.0), 1.0)
             total -= passes * (grad[:, None] * direction[None, :])
     return total
+
+
+@triton.jit
+def of_heard(grad, inhibition, reach):
+    """g_i [z_ij < τ] of a tile: what Σ_j relu(τ − z_ij) adds to ∂τ and takes from ∂z."""
+    return tl.where(inhibition < reach, grad.to(tl.float32)[:, None], 0.0)
 
 
 @triton.jit
