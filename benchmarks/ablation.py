@@ -1,6 +1,7 @@
 """What each choice in recipes/e1.yaml buys: its joint stage with one choice changed at a time, on the same few tokens.
 
     python benchmarks/ablation.py ../shared/data runs/ablation
+    python benchmarks/ablation.py ../shared/data runs/ablation "as in" heard gain neither  # those whose names have these
 
 Each variant is an `inhibitor distill` run of its own, in the given folder, and is taken up again where it stopped. All
 are measured on the same held-out text, cut into blocks of each length: the error is that of hidden states, each model
@@ -86,12 +87,14 @@ def measure(model: Path, teacher: Teacher, files: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def main(data: Path, folder: Path) -> None:
-    """Train each variant, measure, print, write."""
+def main(data: Path, folder: Path, wanted: list[str]) -> None:
+    """Train each variant that is wanted, measure, print, write."""
     files = [str(data / name) for name in ("wikipedia/train.parquet", "imdb/unsupervised.parquet")]
     teacher = Teacher(load_pretrained(AutoModel, "minilm", attn_implementation=TEACHER, dtype=torch.float32))
     results: dict[str, Any] = {"machine": machine(), "model": "MiniLM-L6", "tokens": TOKENS, "hidden error": {}}
     for number, (name, variant) in enumerate(VARIANTS.items()):
+        if wanted and not any(part in name for part in wanted):
+            continue
         output = folder / str(number)
         file = output.with_suffix(".yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,4 +107,4 @@ def main(data: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -22,7 +22,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
 CONFIGS = ROOT / "recipes" / "accelerate"
 INHIBITOR = ["-m", "inhibitor", "distill"]
-GENTLE = 3e-4  # a learning rate at which rounding grows slowly
+GENTLE = {"learning_rate": 3e-4, "inhibitor_learning_rate": 3e-4}  # at which rounding grows slowly
 
 # `inhibitor distill`, and a file for each process with the blocks it trained on, batch by batch. With a second
 # argument, the launcher is asked to stop after so many batches.
@@ -129,7 +129,7 @@ def seen_by(output, rank):
 def double(teacher, text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("double")
     (folder / "recorder.py").write_text(RECORDER)
-    stage = {"tokens": 1024, "batch_size": 2, "learning_rate": GENTLE}  # of each process
+    stage = {"tokens": 1024, "batch_size": 2, **GENTLE}  # of each process
     run = Double(
         {
             "teacher": str(teacher),
@@ -196,8 +196,7 @@ def test_accelerate_launch_takes_the_steps_of_one_process(recipe, tmp_path):
     recipe["text"]["blocks"] = 24
     recipe["cache"] = str(tmp_path / "cache")
     recipe["stages"] = [
-        {"kind": kind, "tokens": 1024, "batch_size": 4, "learning_rate": GENTLE}
-        for kind in ("joint", "layerwise", "full")
+        {"kind": kind, "tokens": 1024, "batch_size": 4, **GENTLE} for kind in ("joint", "layerwise", "full")
     ]
     expected = distill(DistillConfig.parse(recipe))
     recipe |= {"output": str(tmp_path / "double"), "cache": str(tmp_path / "cache-of-two")}

@@ -257,8 +257,8 @@ CATALOGUE = [
     (
         "decode.h",
         "NaN counts as inhibited",
-        "shifted < 0.0f ? 0.0f : shifted);  // NaN stays",
-        "shifted > 0.0f ? shifted : 0.0f);",
+        "shifted < 0.0f ? 0.0f : shifted;  // NaN stays",
+        "shifted > 0.0f ? shifted : 0.0f;",
     ),
     (
         "decode.h",

@@ -169,6 +169,17 @@ def hidden_from_some() -> None:
                 assert torch.equal(~found.isfinite(), reached), (name, garbage)
 
 
+def far() -> None:
+    """Without centring, an infinitely far key is inhibited whole and not heard."""
+    for queries in (2, 9):
+        given, _, _, _ = expected(Case(1, 2, 2, queries, 13, 5, 6, center=False, reach=True), torch.float32)
+        key = given.tensors["key"].clone()
+        key[:, :, 2, 0] = INF
+        found = Arguments(given.tensors | {"key": key}, given.options)("cpu")
+        without = Arguments(given.tensors, given.options | {"attn_mask": torch.arange(13) != 2})("cpu")
+        assert relative_error(found, without.double()) <= 20 * LUCK
+
+
 def blind() -> None:
     """What is hidden from a row changes no bit of it, whoever else sees it and however large it is."""
     for case in (Case(2, 2, 2, 40, 40, 5, 6, is_causal=True), Case(2, 2, 2, 2, 40, 5, 6, mask="bhqk")):
@@ -240,7 +251,7 @@ def sweep() -> None:
         exact(case, (torch.float32, torch.bfloat16, torch.float16)[number % 3])
 
 
-CHECKS = [values, ties, masked, hidden_from_some, blind, half_precision, rounding, strides, uninitialised, threads]
+CHECKS = [values, ties, masked, hidden_from_some, far, blind, half_precision, rounding, strides, uninitialised, threads]
 
 
 def prepare() -> None:

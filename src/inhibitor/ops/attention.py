@@ -207,7 +207,7 @@ def scale_of(eta: float | Tensor, query: Tensor) -> Tensor:
     if eta.shape != query.shape[:3] or not eta.is_floating_point() or eta.device != query.device:
         raise OperatorError(
             "eta",
-            expected=f"floating point of shape {tuple(query.shape[:3])}, (batch, heads, queries), on {query.device}",
+            expected=f"a floating-point tensor of shape {tuple(query.shape[:3])} on {query.device}",
             got=f"{eta.dtype} of shape {tuple(eta.shape)} on {eta.device}",
             remedy="Give one value, one for each query head, or one for each query of each head.",
         )
