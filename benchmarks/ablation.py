@@ -1,7 +1,7 @@
 """What each choice in recipes/e1.yaml buys: its joint stage with one choice changed at a time, on the same few tokens.
 
     python benchmarks/ablation.py ../shared/data runs/ablation
-    python benchmarks/ablation.py ../shared/data runs/ablation "as in" heard gain neither  # those whose names have these
+    python benchmarks/ablation.py ../shared/data runs/ablation "as in" heard gain neither  # parts of their names
 
 Each variant is an `inhibitor distill` run of its own, in the given folder, and is taken up again where it stopped. All
 are measured on the same held-out text, cut into blocks of each length: the error is that of hidden states, each model

@@ -13,8 +13,9 @@ import pytest
 from inhibitor.errors import RunError
 from inhibitor.report import summarise, write_report
 from inhibitor.report.heads import TITLES, heads_figure, positions_figure
-from inhibitor.report.look import style
+from inhibitor.report.look import PARAMETERS, style
 from inhibitor.report.page import _mirrored, _summary
+from inhibitor.report.plots import _parameters
 from inhibitor.report.records import Distill, read_runs
 from inhibitor.report.results import studies, task_table
 
@@ -276,6 +277,19 @@ def test_a_map_shows_what_was_measured_layer_by_layer_and_head_by_head() -> None
         assert np.asarray(shown[title].get_array()).tolist() == getattr(heads, name)
     keys = [shown[TITLES[name]].norm for name in ("keys", "teacher_keys")]
     assert keys[0].vmax == keys[1].vmax  # one scale for both
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 3])
+def test_a_panel_for_each_parameter_and_no_empty_one(left_out: int) -> None:
+    metrics = samples.distill(**SMALL)
+    for state in metrics["parameters"].values():
+        for name in list(PARAMETERS)[:left_out]:
+            state[name] = []
+    with style():
+        figure = _parameters(Distill.model_validate(metrics))
+    assert figure is not None
+    shown = [axis.get_title(loc="left") for axis in figure.axes if axis.get_visible()]
+    assert shown == list(PARAMETERS.values())[left_out:]
 
 
 def test_positions_are_named_by_their_intervals() -> None:

@@ -141,7 +141,7 @@ def _parameters(metrics: Distill) -> Figure | None:
     columns = 2 if len(shown) <= 4 else 3
     figure = Figure(figsize=(9, 4.6 if len(shown) > columns else 2.6))
     places = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat
-    for axis, name in zip(places, shown, strict=False):
+    for name, axis in zip(shown, places, strict=False):  # in this order: no place beyond is taken
         for state, offset, colour, face in ((first, -0.17, COLOURS[0], "none"), (last, 0.17, COLOURS[2], COLOURS[2])):
             layers = metrics.parameters[state].get(name, [])
             points = [(layer + offset, value) for layer, heads in enumerate(layers) for value in heads]
