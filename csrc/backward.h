@@ -212,7 +212,6 @@ inline void backward_part(const Problem& p, const Part& part, KeyGradients& resu
     read_row(at(p.key, size, part.batch, key_head, selection[j]), p.key.stride[3], p.dtype, p.head_dim, m.head_step,
              m.key_rows + j * m.head_step);
   }
-  result.gamma = result.delta = result.reach = 0.0;
 
   for (int64_t first = part.begin; first < part.end; first += kGradRows) {
     const int64_t rows = least(kGradRows, part.end - first);

@@ -149,14 +149,11 @@ INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads
                 head_of(p.grad_value, element, head / p.heads, head % p.heads),
                 p.grad_key.stride[2],
                 p.grad_value.stride[2],
-                p.dtype,
-                0.0,
-                0.0,
-                0.0};
+                p.dtype};
     } else {
       float* sums = partial.get() + item * (key_size + value_size);
       result = {reinterpret_cast<char*>(sums), reinterpret_cast<char*>(sums + key_size), p.head_dim, p.value_dim,
-                kFloat32,                      0.0,                                      0.0,        0.0};
+                kFloat32};
     }
     kernels.backward(p, {head / p.heads, head % p.heads, begin, end}, result, data);
   };

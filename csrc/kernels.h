@@ -16,7 +16,7 @@ struct KeyGradients {
   char *key, *value;  // rows of head_dim and of value_dim
   int64_t key_step, value_step;  // from row to row, in elements
   int64_t dtype;
-  double gamma, delta, reach;  // filled in
+  double gamma = 0.0, delta = 0.0, reach = 0.0;  // filled in
 };
 
 // Some keys of one key head, for all queries of the heads that share it.
