@@ -1,5 +1,6 @@
 """Conversion, saving, loading: an inhibitor model stays one, or fails loudly."""
 
+import json
 import subprocess
 import sys
 
@@ -77,6 +78,21 @@ def test_save_and_load_give_the_same_bits(family, auto_class, tmp_path):
     assert type(loaded) is type(model)
     assert type(loaded).__name__.startswith("Inhibitor")
     assert torch.equal(before, after)
+
+
+def test_a_student_saved_before_there_was_a_reach_stays_what_it_was(tmp_path):
+    """Its configuration does not speak of a reach or gains, and new ones would change what it says."""
+    model = inhibitor.convert(softmax_model(), InhibitorConfig(delta=0.0, reach=None, query_gain=False)).eval()
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved[NAME]["reach"], saved[NAME]["query_gain"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch())[0], model(**batch())[0])
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    loaded.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").inhibitor == saved[NAME]
 
 
 def test_without_the_package_loading_fails_loudly(tmp_path):

@@ -12,6 +12,8 @@ from inhibitor.models.classes import config_class, model_class
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.models.families import PREFIX, attention_modules, family_of
 
+BEFORE_REACH = {"reach": None, "query_gain": False}  # what a configuration means that does not speak of them
+
 
 def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> PreTrainedModel:
     """Give ``model`` inhibitor attention: all weights stay, γ, η, δ, ρ, τ and u are added.
@@ -75,7 +77,7 @@ def attach(model: PreTrainedModel) -> None:
             got="none",
             remedy="Make it with inhibitor.convert.",
         )
-    config = InhibitorConfig.parse(values, source=NAME)
+    config = InhibitorConfig.parse(BEFORE_REACH | values if isinstance(values, dict) else values, source=NAME)
     modules = attention_modules(model)
     _check_layers(config, len(modules), type(model).__name__)
     heads = model.config.num_attention_heads
