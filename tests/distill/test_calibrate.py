@@ -55,7 +55,7 @@ def test_recovers_a_reach():
 
 
 @pytest.mark.parametrize("per", ["head", "layer"])
-@pytest.mark.parametrize("options", [{}, PAPER], ids=["reach", "paper"])
+@pytest.mark.parametrize("options", [{"eta": 2.0}, PAPER], ids=["reach", "paper"])
 def test_brings_softmax_nearer(per, options):
     softmax = torch.nn.functional.scaled_dot_product_attention
     tapped = list(samples(softmax))
@@ -65,7 +65,7 @@ def test_brings_softmax_nearer(per, options):
         calibrate(attention, tapped)
         after = error(attention, tapped)
         nothing = sum(sample.context.square().sum().item() for sample in tapped)
-    assert after < 0.95 * before
+    assert after < 0.9 * before
     assert after < nothing
 
 
