@@ -300,7 +300,7 @@ def test_each_query_may_have_a_gain_of_its_own(reach):
     found = inhibitor_attention_int8(query, key, value, grid, eta=eta, **options)
     plain = inhibitor_attention_int8(query, key, value, grid, **options)
     torch.testing.assert_close(found, plain * eta.unsqueeze(-1))
-    with pytest.raises(OperatorError, match=r"eta: expected .* \(2, 4, 5\), got torch.float32 of shape \(2, 4, 4\)"):
+    with pytest.raises(OperatorError, match=r"eta: expected .* \(2, 4, 5\) .*, got .* \(2, 4, 4\)"):
         inhibitor_attention_int8(query, key, value, grid, eta=eta[:, :, :4], **options)
 
 
