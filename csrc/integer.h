@@ -14,8 +14,9 @@ struct IntegerProblem : Problem {
   const int32_t* multiplier;       // (heads)
   const int32_t* shift;            // (heads)
   const int32_t* threshold;        // (heads)
-  const int32_t* reach;            // (heads); null: none. Otherwise the result has one feature more
-  Strided factor;   // float32, (batch, heads, queries, 1): the result is float32 then; data null: it is int32
+  const int32_t* reach;            // (heads); null: none. Integers have one feature more then, what is heard
+  Strided factor;          // float64, (batch, heads, queries, 1): the result is float32 then; data null: it is int32
+  const double* exponent;  // (heads): with a reach and a factor, ρ in factor · heard^(−ρ)
   int64_t is_packed;  // key and value are packed: strides in bytes, the third from panel to panel
 };
 

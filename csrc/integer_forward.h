@@ -4,6 +4,8 @@
 // value and is beyond every reach.
 #pragma once
 
+#include <cmath>
+
 #include "integer_pack.h"
 
 // A tile alone in a function of its own has all registers to itself.
@@ -20,6 +22,7 @@ constexpr int64_t kIntegerBlock = 512;  // keys of a value block: AVX2 adds up s
 constexpr int64_t kHalves = kAtom / Bytes::width;
 constexpr int64_t kSums = Bytes::width / 4;
 constexpr int64_t kInhibitionStep = kIntegerBlock + 64;  // not a power of two: rows in different cache sets
+constexpr double kUnheard = 0.5;  // keys that a query hears beside those there are
 
 // The memory of one thread.
 struct IntegerMemory {
@@ -272,17 +275,21 @@ inline void add_integers(const IntegerProblem& p, int64_t head, const IntegerMem
   }
 }
 
-// A row of the result: the integers, or each times the row's factor.
+// A row of the result: the integers, or each times the row's factor, which is rounded once.
 inline void write_sums(const IntegerProblem& p, const Part& part, int64_t row, const int32_t* sums) {
   char* target = at(p.output, 4, part.batch, part.head, row);
-  const int64_t features = p.value_dim + (p.reach ? 1 : 0);
   if (!p.factor.data) {
-    std::memcpy(target, sums, static_cast<size_t>(features) * 4);
+    std::memcpy(target, sums, static_cast<size_t>(p.value_dim + (p.reach ? 1 : 0)) * 4);
     return;
   }
-  const float factor = *reinterpret_cast<const float*>(at(p.factor, 4, part.batch, part.head, row));
+  double exact = *reinterpret_cast<const double*>(at(p.factor, 8, part.batch, part.head, row));
+  if (p.reach) {
+    const double heard = kUnheard + static_cast<double>(sums[p.value_dim]) / p.reach[part.head];
+    exact *= std::pow(heard, -p.exponent[part.head]);
+  }
+  const float factor = static_cast<float>(exact);
   float* to = reinterpret_cast<float*>(target);
-  for (int64_t f = 0; f < features; f++) to[f] = static_cast<float>(sums[f]) * factor;
+  for (int64_t f = 0; f < p.value_dim; f++) to[f] = static_cast<float>(sums[f]) * factor;
 }
 
 // The keys and values of a part's head: as the caller packed them, or packed now, those that some query sees.

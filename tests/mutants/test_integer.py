@@ -92,9 +92,13 @@ CATALOGUE = [
     (
         FORWARD,
         "the factor of the first row",
-        "part.batch, part.head, row));\n  float* to",
-        "part.batch, part.head, 0));\n  float* to",
+        "part.batch, part.head, row));\n  if (p.reach)",
+        "part.batch, part.head, 0));\n  if (p.reach)",
     ),
+    (FORWARD, "a power of the keys of the first head", "-p.exponent[part.head]", "-p.exponent[0]"),
+    (FORWARD, "a length in steps of the first head", "/ p.reach[part.head]", "/ p.reach[0]"),
+    (FORWARD, "a length of 0 where nothing is heard", "heard = kUnheard + ", "heard = "),
+    (FORWARD, "integers without what is heard", "p.value_dim + (p.reach ? 1 : 0)) * 4", "p.value_dim) * 4"),
     (FORWARD, "hidden keys heard", "std::memset(z + keys, 255, kAtom);", "", "avx512"),
     (FORWARD, "the last block alone heard", "p.value_dim] += heard_in", "p.value_dim] = heard_in"),
     (

@@ -146,10 +146,10 @@ def cached() -> None:
 
 
 def rescaled() -> None:
-    """A factor for every row."""
-    for case in (CASES[1], CASES[3]):
+    """A factor for every row; of what it hears where there is a reach."""
+    for case in (CASES[1], CASES[2], CASES[3]):
         (query, key, value), grid, _ = prepared(case, False)
-        options = options_of(case) | {"eta": 1.5, "length_exponent": 0.5}
+        options = options_of(case) | {"eta": 1.5, "length_exponent": torch.linspace(0.0, 1.0, case.heads)}
         expected = inhibitor_attention_int8(query, key, value, grid, **options, backend="reference")
         assert torch.equal(inhibitor_attention_int8(query, key, value, grid, **options, backend="cpu"), expected)
 

@@ -339,12 +339,17 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
 
 
 def test_the_operator_passes_pytorchs_own_checks():
-    factor = torch.ones(3, 4, 17, 1)
+    factor, exponent = torch.ones(3, 4, 17, 1, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     for tensors in (floats_of(SMALL), codes(SMALL)):
-        for scaled, reach in ((None, False), (factor, False), (None, True)):
+        for scale, reach in (
+            ((None, None), False),
+            ((factor, None), False),
+            ((None, None), True),
+            ((factor, exponent), True),
+        ):
             grid = grid_of(replace(SMALL, reach=reach))
             for backend in ("cpu", "reference"):
-                inputs = (*tensors, *grid.tensors, scaled, None, True, True, True, backend)
+                inputs = (*tensors, *grid.tensors, *scale, None, True, True, True, backend)
                 torch.library.opcheck(torch.ops.inhibitor.integer_attention.default, inputs)
 
 

@@ -12,6 +12,7 @@ from inhibitor.ops import attention as floats
 from inhibitor.ops import integer_cpu, integer_operator, masks, triton
 from inhibitor.ops.attention import BackendChoice
 from inhibitor.ops.integer_grid import IntegerGrid
+from inhibitor.ops.integer_reference import Scale
 
 IntegerBackend = Literal["auto", "cpu", "triton", "reference"]
 LARGEST_DIM = 256  # of head_dim: a distance then fits 16 bits
@@ -166,13 +167,13 @@ def inhibitor_attention_int8(
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
     flags = is_causal, center, signed
-    sums = functools.partial(_call, query, key, value, grid, attn_mask, flags, backend)
+    call = functools.partial(_call, query, key, value, grid, attn_mask, flags, backend)
     count = functools.partial(masks.count, attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
-    return rescaled(sums, query, grid, eta, length_exponent, count)
+    return rescaled(call, query, grid, eta, length_exponent, count)
 
 
 def rescaled(
-    sums: Callable[[Tensor | None], Tensor],
+    call: Callable[[Scale], Tensor],
     query: Tensor,
     grid: IntegerGrid,
     eta: float | Tensor,
@@ -182,7 +183,7 @@ def rescaled(
     """The operator's sums times value step · η · n^(−ρ), a factor that is worked out in float64 and rounded once.
 
     Args:
-        sums: Calls the operator, with a float32 factor broadcastable to (batch, heads, queries, 1), or with none.
+        call: Calls the operator.
         query: (batch, heads, queries, head_dim).
         grid: Of the query's heads.
         eta: η, a number, (heads,) or (batch, heads, queries).
@@ -192,32 +193,15 @@ def rescaled(
     Returns:
         (batch, heads, queries, value_dim) in query's dtype if that is floating point, else float32.
     """
-    if grid.reach is None:
-        output = sums(_factor(query, grid, eta, length_exponent, lambda: count().clamp(min=1)))
-    else:  # what is heard is a result, so that the factor comes after it
-        total = sums(None)
-        heard = floats.UNHEARD + total[..., -1:].double() / grid.reach.view(-1, 1, 1)
-        output = total[..., :-1].to(torch.float32) * _factor(query, grid, eta, length_exponent, lambda: heard)
+    factor, exponent = grid.value_step.double().view(-1, 1, 1), None
+    if isinstance(eta, Tensor) or eta != 1.0:
+        factor = factor * floats.scale_of(eta, query)
+    if grid.reach is not None or isinstance(length_exponent, Tensor) or length_exponent != 0.0:
+        exponent = floats.per_head("length_exponent", length_exponent, query).double().contiguous()
+        if grid.reach is None:
+            factor, exponent = factor * count().clamp(min=1).double().pow(-exponent.view(-1, 1, 1)), None
+    output = call(Scale(factor, exponent))
     return output.to(query.dtype) if query.is_floating_point() else output
-
-
-def _factor(
-    query: Tensor,
-    grid: IntegerGrid,
-    eta: float | Tensor,
-    length_exponent: float | Tensor,
-    length: Callable[[], Tensor],
-) -> Tensor:
-    """Value step · η · n^(−ρ) in float32, broadcastable to (batch, heads, queries, 1); ``length`` gives n if needed."""
-    factor = grid.value_step.view(-1, 1, 1)
-    sums = not isinstance(length_exponent, Tensor) and length_exponent == 0.0
-    if sums and not isinstance(eta, Tensor) and eta == 1.0:
-        return factor
-    factor = factor.double() * floats.scale_of(eta, query)
-    if not sums:
-        exponent = floats.per_head("length_exponent", length_exponent, query).view(-1, 1, 1)
-        factor = factor * torch.pow(length().double(), -exponent.double())
-    return factor.to(torch.float32)
 
 
 def _call(
@@ -228,10 +212,11 @@ def _call(
     attn_mask: Tensor | None,
     flags: tuple[bool, bool, bool],
     backend: IntegerBackend,
-    factor: Tensor | None,
+    scale: Scale | None,
 ) -> Tensor:
     name = _pick(query.device)[0] if backend == "auto" else check_backend(backend, query.device)
-    result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, factor, attn_mask, *flags, name)
+    factor = (None, None) if scale is None else scale
+    result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, *factor, attn_mask, *flags, name)
     return result
 
 

@@ -155,10 +155,10 @@ class IntegerCache:
         mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
         count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
         options = Options(mask, False, center, signed)
-        sums = functools.partial(
+        call = functools.partial(
             integer_cpu.forward_packed, query, self._packed, self._length, self.value_dim, self.grid.tensors, options
         )
-        return rescaled(sums, query, self.grid, eta, length_exponent, count)
+        return rescaled(call, query, self.grid, eta, length_exponent, count)
 
 
 def _grown(tensor: Tensor, panels: int) -> Tensor:

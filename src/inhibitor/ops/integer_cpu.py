@@ -12,11 +12,11 @@ from torch import Tensor
 
 from inhibitor.ops import cpu
 from inhibitor.ops.integer_grid import GridTensors, inverse
-from inhibitor.ops.integer_reference import nan_in
+from inhibitor.ops.integer_reference import Scale, nan_in
 from inhibitor.ops.masks import Options
 
 _DTYPES = cpu.DTYPES | {torch.uint8: 3}
-_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 3q 5q 23q 6q 5q q")  # csrc/problem.h, csrc/integer.h
+_PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 3q 5q 23q 6q 5q q q")  # csrc/problem.h, csrc/integer.h
 _NOTHING = (0,) * 5
 _NO_MEMORY, _NAN_IN = 1, {2: "query", 3: "key", 4: "value"}
 
@@ -48,20 +48,20 @@ instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, scale: Scale | None, options: Options
 ) -> Tensor:
     """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments and result.
 
     Raises:
         OperatorError: A number in sight is NaN.
     """
-    output = cpu.empty_result(query, value, grid.reach, torch.int32 if factor is None else torch.float32)
+    output = cpu.empty_result(query, value, *_result(grid, scale))
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     if query.dtype == torch.float64:
         query, key, value = (tensor.to(torch.float32) for tensor in (query, key, value))
     shape = (*query.shape[:2], *value.shape[1:2], query.shape[2], key.shape[2], query.shape[3], value.shape[3])
-    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, factor, options, output)
+    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, scale, options, output)
     return output
 
 
@@ -72,20 +72,25 @@ def forward_packed(
     value_dim: int,
     grid: GridTensors,
     options: Options,
-    factor: Tensor | None,
+    scale: Scale | None,
 ) -> Tensor:
     """The same against ``length`` keys and values that ``append`` has packed."""
     key, value = packed
     batch, heads, queries, head_dim = query.shape
-    dtype = torch.int32 if factor is None else torch.float32
-    features = value_dim + (grid.reach is not None)
+    heard, dtype = _result(grid, scale)
+    features = value_dim + (heard is not None)
     output = query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
     if output.numel() == 0 or length == 0:
         return output.zero_()
     query = query.to(torch.float32) if query.dtype == torch.float64 else query
     shape = (batch, heads, key.shape[1], queries, length, head_dim, value_dim)
-    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, factor, options, output, packed=True)
+    _run(query, cpu.strided(key), cpu.strided(value), shape, grid, scale, options, output, packed=True)
     return output
+
+
+def _result(grid: GridTensors, scale: Scale | None) -> tuple[Tensor | None, torch.dtype]:
+    """The reach whose feature is behind the result's, if any is, and the dtype."""
+    return (grid.reach, torch.int32) if scale is None else (None, torch.float32)
 
 
 def append(
@@ -112,7 +117,7 @@ def append(
     problem = _PROBLEM.pack(
         *(batch, key_heads, key_heads, 0, more, head_dim, value.shape[3], _DTYPES[key.dtype], 0, 0, 0, 0.0),
         *(*_NOTHING, *cpu.strided(key), *cpu.strided(value), *_NOTHING, 0, 0, 0, *_NOTHING, *(0,) * 23),
-        *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, 0, *_NOTHING, 0),
+        *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, 0, *_NOTHING, 0, 0),
     )
     places = (struct.pack("=5q", *cpu.strided(tensor)) for tensor in packed)
     if _LIBRARY is not None:
@@ -143,7 +148,7 @@ def _run(
     value: tuple[int, ...],
     shape: tuple[int, ...],
     grid: GridTensors,
-    factor: Tensor | None,
+    scale: Scale | None,
     options: Options,
     output: Tensor,
     packed: bool = False,
@@ -152,6 +157,7 @@ def _run(
     mask = options.attn_mask
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
+    factor, exponent = (None, None) if scale is None else scale
     if factor is not None:
         factor = factor.expand(batch, heads, queries, 1)
     inverses: tuple[Tensor, ...] | tuple[None, None] = (None, None)
@@ -166,7 +172,8 @@ def _run(
         *(*cpu.strided(query), *key, *value, *(_NOTHING if mask is None else cpu.strided(mask)), 0, 0, 0),
         *(*cpu.strided(output), *(0,) * 23),
         *(0 if tensor is None else tensor.data_ptr() for tensor in (*inverses, *numbers)),
-        *(*(_NOTHING if factor is None else cpu.strided(factor)), packed),
+        *(*(_NOTHING if factor is None else cpu.strided(factor)), 0 if exponent is None else exponent.data_ptr()),
+        packed,
     )
     if _LIBRARY is not None:
         _check(_LIBRARY.inhibitor_integer_forward(problem, torch.get_num_threads()), keys, heads)

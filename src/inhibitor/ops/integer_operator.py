@@ -9,17 +9,19 @@ from torch import Tensor
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, integer_cpu, integer_reference
 from inhibitor.ops.integer_grid import GridTensors, IntegerGrid
+from inhibitor.ops.integer_reference import Scale
 from inhibitor.ops.masks import Options
 from inhibitor.ops.triton import integer as integer_triton
 
 BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "triton": integer_triton, "reference": integer_reference}
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
 # (batch, key_heads, keys, value_dim); all floating point, or uint8, uint8 and int8. Those of the grid: (heads,).
-# factor: float32, broadcastable to (batch, heads, queries, 1): the result is then float32, without it int32.
+# factor: float64, broadcastable to (batch, heads, queries, 1): the result is then float32, without it int32.
+# length_exponent: float64, (heads,), with a reach and a factor: the factor is then times n^(−ρ), of what is heard.
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor query_key_step, Tensor value_step, Tensor multiplier,"
-    " Tensor shift, Tensor threshold, Tensor? reach, Tensor? factor, Tensor? attn_mask,"
-    " bool is_causal, bool center, bool signed, str backend"
+    " Tensor shift, Tensor threshold, Tensor? reach, Tensor? factor, Tensor? length_exponent,"
+    " Tensor? attn_mask, bool is_causal, bool center, bool signed, str backend"
 )
 
 torch.library.define("inhibitor::integer_attention", f"({_INPUTS}) -> Tensor")
@@ -28,19 +30,20 @@ attention = torch.ops.inhibitor.integer_attention.default
 
 @torch.library.impl("inhibitor::integer_attention", "CompositeExplicitAutograd")
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    """H, (batch, heads, queries, value_dim); with a reach τ one feature more, Σ_j max(w − z_ij, 0)."""
-    *grid, factor, attn_mask, is_causal, center, signed, backend = rest
+    """H, (batch, heads, queries, value_dim); in integers with a reach one feature more, Σ_j max(w − z_ij, 0)."""
+    *grid, factor, exponent, attn_mask, is_causal, center, signed, backend = rest
+    scale = None if factor is None else Scale(factor, exponent)
     options = Options(attn_mask, is_causal, center, signed)
-    result: Tensor = BACKENDS[backend].forward(query, key, value, GridTensors(*grid), factor, options)
+    result: Tensor = BACKENDS[backend].forward(query, key, value, GridTensors(*grid), scale, options)
     return result
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     reach, factor, *_, backend = rest[5:]
-    dtype = torch.int32 if factor is None else torch.float32
+    dtype, heard = (torch.int32, reach) if factor is None else (torch.float32, None)
     if backend != "reference":
-        return cpu.empty_result(query, value, reach, dtype)
-    return query.new_empty((*query.shape[:3], value.shape[3] + (reach is not None)), dtype=dtype)
+        return cpu.empty_result(query, value, heard, dtype)
+    return query.new_empty((*query.shape[:3], value.shape[3] + (heard is not None)), dtype=dtype)
 
 
 def _no_gradient(ctx: Any, grad: Tensor) -> None:

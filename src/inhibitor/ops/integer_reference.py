@@ -1,22 +1,43 @@
 """The integer operator as docs/integer.md specifies it, in plain PyTorch: the truth for every kernel, bit by bit."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import masks
+from inhibitor.ops.attention import UNHEARD
 from inhibitor.ops.integer_grid import FARTHEST, LARGEST, GridTensors, quantize_query_key, quantize_value
 from inhibitor.ops.masks import Options
 
 _TILE = 1 << 22  # elements of the largest tensor
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
-) -> Tensor:
-    """H in int32, or in float32 times a factor; the arguments are those of the registered operator.
+class Scale(NamedTuple):
+    """What the sums of the operator are multiplied by.
 
-    With a reach, one feature more: what is left of it, summed over the keys in sight.
+    Args:
+        factor: float64, broadcastable to (batch, heads, queries, 1).
+        length_exponent: ρ, float64 of shape (heads,): with a reach, the factor is times n^(−ρ) of what is heard.
+    """
+
+    factor: Tensor
+    length_exponent: Tensor | None
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, scale: Scale | None, options: Options
+) -> Tensor:
+    """H in int32, with a reach one feature more, or in float32 times a factor.
+
+    Args:
+        query: As of the registered operator, as are the grid's tensors and the options.
+        key: Likewise.
+        value: Likewise.
+        grid: Of the query's heads.
+        scale: What the sums are multiplied by, or None for integers.
+        options: The mask and the form.
 
     Raises:
         OperatorError: A number in sight is NaN.
@@ -36,7 +57,22 @@ def forward(
         if grid.reach is not None:
             left = (grid.reach.view(-1, 1, 1) - z).clamp(min=0) * allowed[:, :, part]
             output[:, :, part, -1] = left.sum(-1, dtype=torch.int32)
-    return output if factor is None else output.to(torch.float32) * factor
+    return output if scale is None else scaled(output, scale, grid.reach)
+
+
+def scaled(total: Tensor, scale: Scale, reach: Tensor | None) -> Tensor:
+    """The operator's sums times a factor that is worked out in float64 and rounded once, in float32.
+
+    Args:
+        total: (batch, heads, queries, value_dim) in integers, with a reach one feature more.
+        scale: The factor.
+        reach: Of the grid.
+    """
+    factor, sums = scale.factor, total
+    if reach is not None and scale.length_exponent is not None:
+        sums, heard = total[..., :-1], UNHEARD + total[..., -1:].double() / reach.view(-1, 1, 1)
+        factor = factor * heard.pow(-scale.length_exponent.view(-1, 1, 1))
+    return sums.to(torch.float32) * factor.to(torch.float32)
 
 
 def distance(query: Tensor, key: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from inhibitor.ops.cpu import empty_result
 from inhibitor.ops.integer_grid import GridTensors
-from inhibitor.ops.integer_reference import on_grid
+from inhibitor.ops.integer_reference import Scale, on_grid, scaled
 from inhibitor.ops.masks import Options
 from inhibitor.ops.triton.launch import Call
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, factor: Tensor | None, options: Options
+    query: Tensor, key: Tensor, value: Tensor, grid: GridTensors, scale: Scale | None, options: Options
 ) -> Tensor:
     """H in int32, or in float32 times a factor: ``integer_reference.forward``'s arguments.
 
@@ -24,7 +24,7 @@ def forward(
         OperatorError: A number in sight is NaN.
     """
     query, key, value = on_grid(query, key, value, grid, options)
-    output = empty_result(query, value, grid.reach, torch.int32 if factor is None else torch.float32)
+    output = empty_result(query, value, grid.reach, torch.int32)
     if output.numel() == 0 or key.shape[2] == 0:
         output.zero_()
     else:
@@ -36,4 +36,4 @@ def forward(
             middles = (means if options.center else means.zero_()).sub_(grid.threshold.view(-1, 1))
             numbers = grid.multiplier.contiguous(), grid.shift.contiguous()
             call.launch("forward", "forward", (*tensors, middles, *numbers, output), tensors, (output,))
-    return output if factor is None else output.mul_(factor)
+    return output if scale is None else scaled(output, scale, grid.reach)
