@@ -8,7 +8,7 @@ from inhibitor import InhibitorError, Int8Config, quantize
 from inhibitor.distill import run as run_module
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.distill.run import distill
-from inhibitor.models.int8 import FakeInt8Linear, Int8Linear, integer_layers
+from inhibitor.models.int8 import FakeInt8Embedding, FakeInt8Linear, Int8Embedding, Int8Linear, integer_layers
 from inhibitor.training import FiniteTrainer
 
 
@@ -57,8 +57,10 @@ def test_what_was_trained_is_what_the_integers_say(integers):
     batch = {"input_ids": torch.arange(5, 25).view(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
     with torch.no_grad():
         trained = model(**batch).last_hidden_state
-        quantize(model, Int8Config(attention=4, embeddings="float"), [batch])
-        assert any(isinstance(module, Int8Linear) for module in model.modules())
+        quantize(model, Int8Config(attention=4), [batch])
+        kinds = {type(module) for module in model.modules()}
+        assert {Int8Linear, Int8Embedding} <= kinds
+        assert not {FakeInt8Linear, FakeInt8Embedding} & kinds
         torch.testing.assert_close(model(**batch).last_hidden_state, trained, rtol=1e-3, atol=2e-3)
 
 
@@ -132,5 +134,5 @@ def test_impossible_wishes(recipe, change, message):
 
 def test_one_run_has_one_kind_of_integers(integers):
     integers["stages"].append({**integers["stages"][1], "integers": {"attention": 8}})
-    with pytest.raises(InhibitorError, match="the same attention and linear"):
+    with pytest.raises(InhibitorError, match="the same attention, linear and embeddings"):
         DistillConfig.parse(integers)

@@ -8,11 +8,17 @@ import torch
 from torch import nn
 
 from inhibitor import InhibitorConfig, InhibitorError, inhibitor_attention
-from inhibitor.models.int8 import FakeInt8Linear, Int8Embedding, Int8Linear, IntegerInhibitorAttention
+from inhibitor.models.int8 import (
+    FakeInt8Embedding,
+    FakeInt8Linear,
+    Int8Embedding,
+    Int8Linear,
+    IntegerInhibitorAttention,
+)
 from inhibitor.ops.int8_linear import codes
 from inhibitor.ops.integer import inhibitor_attention_int8, integer_attention
 from inhibitor.ops.integer_grid import quantize_query_key, quantize_value
-from inhibitor.quantization.calibrate import best_step, calibrate_attention, fill_embedding, input_grid
+from inhibitor.quantization.calibrate import best_step, calibrate_attention, input_grid
 
 SCALE = 0.25
 PLAIN: dict[str, Any] = {"reach": None, "query_gain": False}
@@ -275,8 +281,12 @@ def test_embeddings_keep_every_row():
     with torch.no_grad():
         table.weight[7] = 0
         table.weight[8] *= 1000
-    small = Int8Embedding(50, 32)
-    fill_embedding(small, table)
+    small, fake = Int8Embedding(50, 32), FakeInt8Embedding(50, 32)
+    small.fill(table)
+    fake.fill(table)
     indices = torch.arange(50).view(5, 10)
     error = (small(indices) - table(indices)).abs().amax(-1)
     assert (error <= 0.51 * table(indices).abs().amax(-1) / 127).all()
+    assert torch.equal(fake(indices), small(indices))
+    fake(indices).square().sum().backward()
+    torch.testing.assert_close(fake.weight.grad, 2 * small(indices).view(50, 32))

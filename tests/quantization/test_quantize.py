@@ -12,13 +12,20 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from inhibitor import InhibitorConfig, InhibitorError, Int8Config, convert, quantize
 from inhibitor.models.attention import inhibitor_layers
-from inhibitor.models.int8 import FakeInt8Linear, Int8Embedding, Int8Linear, IntegerInhibitorAttention, integer_layers
+from inhibitor.models.int8 import (
+    FakeInt8Embedding,
+    FakeInt8Linear,
+    Int8Embedding,
+    Int8Linear,
+    IntegerInhibitorAttention,
+    integer_layers,
+)
 from tests.quantization.conftest import make_student
 
 CONFIGS = [
     Int8Config(),
     Int8Config(linear="float", embeddings="float"),
-    Int8Config(attention=6, linear="fake", embeddings="float"),
+    Int8Config(attention=6, linear="fake", embeddings="fake"),
 ]
 
 
@@ -112,16 +119,18 @@ def test_shared_parameters_of_a_layer(tiny_bert, batches, tmp_path):
     assert torch.equal(logits(loaded, batches[0]), logits(model, batches[0]))
 
 
-def test_learned_steps_and_grids_are_kept(student, batches):
-    quantize(student, Int8Config(linear="fake", embeddings="float"), batches)
+def test_what_was_learned_is_kept(student, batches):
+    quantize(student, Int8Config(linear="fake", embeddings="fake"), batches)
     with torch.no_grad():
         for attention in integer_layers(student).values():
             attention.log2_value_step.add_(0.3)
         for module in student.modules():
             if isinstance(module, FakeInt8Linear):
                 module.multiplier.mul_(1.01)
+            elif isinstance(module, FakeInt8Embedding):
+                module.weight.add_(0.01)
     trained = copy.deepcopy(student)
-    quantize(student, Int8Config(embeddings="float"), batches[:1])
+    quantize(student, Int8Config(), batches[:1])
     for layer, attention in integer_layers(student).items():
         assert torch.equal(attention.log2_value_step, integer_layers(trained)[layer].log2_value_step)
     # only float32's summation separates the two
@@ -191,7 +200,12 @@ def test_models_that_cannot_be_quantized(student, batches, spoil, message):
     [
         (Int8Config(), Int8Config(), "int8 layers already|with int8 layers"),
         (CONFIGS[1], Int8Config(attention=4), "trained with 8"),
-        (CONFIGS[2], Int8Config(attention=6, linear="float"), "trained to be rounded"),
+        (CONFIGS[2], Int8Config(attention=6, linear="float"), "linear='int8', got linear='float', for weights that"),
+        (
+            CONFIGS[2],
+            Int8Config(attention=6, embeddings="float"),
+            "embeddings='int8', got embeddings='float', for weights",
+        ),
     ],
 )
 def test_twice(student, batches, first, second, message):
@@ -202,7 +216,7 @@ def test_twice(student, batches, first, second, message):
 
 def test_a_tied_output_layer_keeps_its_table(tiny_bert, batches):
     model = convert(AutoModelForMaskedLM.from_pretrained(tiny_bert)).eval()
-    with pytest.raises(InhibitorError, match="embeddings='float'"):
+    with pytest.raises(InhibitorError, match="Leave the embeddings in float"):
         quantize(model, None, batches)
     assert torch.isfinite(logits(quantize(model, Int8Config(embeddings="float"), batches), batches[0])).all()
 

@@ -40,11 +40,13 @@ class IntegersConfig(Config):
     Args:
         attention: Bits of query, key, value and inhibition.
         linear: Whether the linear layers round their inputs and weights to 8 bits too.
+        embeddings: Whether embedding tables are rounded to 8 bits too.
         sequences: Blocks of text, or rows of the task, that the first steps are found on.
     """
 
     attention: Literal[8, 6, 4] = 8
     linear: bool = True
+    embeddings: bool = True
     sequences: int = Field(default=256, gt=0)
 
 
@@ -307,10 +309,11 @@ class DistillConfig(Config):
             raise ConfigError(
                 "integers", expected="a stage without compile", got="compile: true", remedy="Leave one of them out."
             )
-        if len({(i.attention, i.linear) for i in (stage.integers for stage in whole) if i is not None}) > 1:
+        kinds = (stage.integers.model_dump(exclude={"sequences"}) for stage in whole if stage.integers is not None)
+        if len({tuple(kind.values()) for kind in kinds}) > 1:
             raise ConfigError(
                 "integers",
-                expected="the same attention and linear in every stage",
+                expected="the same attention, linear and embeddings in every stage",
                 got="stages that differ",
                 remedy="A student on integers stays on them: make two recipes.",
             )

@@ -126,7 +126,9 @@ class _Distillation:
         """Put the student on integers before a stage that trains it for them, and keep that state."""
         if "int8" not in self.progress:
             config = Int8Config(
-                attention=integers.attention, linear="fake" if integers.linear else "float", embeddings="float"
+                attention=integers.attention,
+                linear="fake" if integers.linear else "float",
+                embeddings="fake" if integers.embeddings else "float",
             )
             rows = self.material.rows(index, stage)
             chosen = list(islice(rows.dataset, integers.sequences))

@@ -46,9 +46,9 @@ class Int8Config(Config):
         linear: Whether the projections and feed-forward layers multiply in int8: weights with a scale for each output,
             inputs with a fixed step for each feature. The pooler and the head stay as they are. ``"fake"`` is the
             form for training: the same numbers in float32, rounded on the way.
-        embeddings: Whether embedding tables are kept in int8, with a scale for each row.
+        embeddings: Whether embedding tables are kept in int8, with a scale for each row; ``"fake"`` as above.
     """
 
     attention: Literal[8, 6, 4] = 8
     linear: Literal["int8", "fake", "float"] = "int8"
-    embeddings: Literal["int8", "float"] = "int8"
+    embeddings: Literal["int8", "fake", "float"] = "int8"

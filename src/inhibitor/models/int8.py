@@ -237,9 +237,8 @@ class FakeInt8Linear(nn.Linear):
 
 def folded(weight: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
     """A weight for inputs times ``multiplier``, in steps of a scale for each output, which brings it to ±127."""
-    weight = weight / multiplier
-    scale = (weight.detach().abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return weight / scale.unsqueeze(1), scale
+    steps, scale = in_steps(weight / multiplier)
+    return steps, scale.squeeze(1)
 
 
 def _straight_through(x: Tensor) -> Tensor:
@@ -263,6 +262,13 @@ class Int8Embedding(nn.Module):
         self.register_buffer("weight", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(num_embeddings, 1))
 
+    @torch.no_grad()
+    def fill(self, embedding: nn.Embedding) -> None:
+        """Take over a float table's rows."""
+        rows, scale = in_steps(embedding.weight)
+        self.weight.copy_(rows.round())
+        self.scale.copy_(scale)
+
     def forward(self, indices: Tensor) -> Tensor:
         """(…, embedding_dim) in float32, for integers of shape (…)."""
         return self.weight[indices] * self.scale[indices]
@@ -270,6 +276,26 @@ class Int8Embedding(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class FakeInt8Embedding(nn.Embedding):
+    """The form of ``Int8Embedding`` for training: the same numbers in float32, rounding straight through."""
+
+    @torch.no_grad()
+    def fill(self, embedding: nn.Embedding) -> None:
+        """Take over a float table's rows."""
+        self.load_state_dict(embedding.state_dict())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, embedding_dim), for integers of shape (…)."""
+        rows, scale = in_steps(super().forward(input))
+        return _straight_through(rows) * scale
+
+
+def in_steps(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (…, features) in steps of a scale for each, (…, 1), which brings them to ±127."""
+    scale = (rows.detach().abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return rows / scale, scale
 
 
 @dataclass(frozen=True)
@@ -297,9 +323,10 @@ def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[Part]:
     for attention in inhibitor_layers(model).values():
         if not isinstance(attention, IntegerInhibitorAttention):
             yield Part("attention", names[attention], attention)
-    if config.embeddings == "int8":
+    if config.embeddings != "float":
+        rounded = FakeInt8Embedding if config.embeddings == "fake" else ()
         for module in model.base_model.modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding) and not isinstance(module, rounded):
                 yield Part("embeddings", names[module], module)
     if config.linear != "float":
         done = FakeInt8Linear if config.linear == "fake" else ()
@@ -326,6 +353,8 @@ def empty(part: Part, config: Int8Config) -> nn.Module:
                 made.load_state_dict(module.state_dict(), strict=False)
                 return made
             case "embeddings":
+                if config.embeddings == "fake":
+                    return FakeInt8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx)
                 return Int8Embedding(module.num_embeddings, module.embedding_dim)
         sizes = module.in_features, module.out_features, module.bias is not None
         return FakeInt8Linear(*sizes) if config.linear == "fake" else Int8Linear(*sizes, part.activation)

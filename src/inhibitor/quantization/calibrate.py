@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from inhibitor.models.int8 import Int8Embedding, IntegerInhibitorAttention, folded
+from inhibitor.models.int8 import IntegerInhibitorAttention, folded
 
 SHARES = torch.linspace(0.1, 1.0, 46)  # of the largest magnitude, beyond which the grid clips
 MIGRATIONS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # how much of the inputs' unevenness the weights take over
@@ -92,11 +92,3 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False)
         tried.append((error, multiplier, zero_point))
     _, multiplier, zero_point = min(tried, key=lambda result: result[0])
     return multiplier, torch.tensor(zero_point, dtype=torch.int32)
-
-
-@torch.no_grad()
-def fill_embedding(made: Int8Embedding, embedding: nn.Embedding) -> None:
-    """Fill an int8 table with a float one's rows, each with the scale that its largest number asks for."""
-    scale = embedding.weight.abs().amax(1, keepdim=True).clamp(min=_TINY) / 127
-    made.scale.copy_(scale)
-    made.weight.copy_((embedding.weight / scale).round())

@@ -12,7 +12,7 @@ from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.config import Int8Config
 from inhibitor.models.families import PREFIX
 from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, integer_layers, parts
-from inhibitor.quantization.calibrate import calibrate_attention, fill_embedding, input_grid
+from inhibitor.quantization.calibrate import calibrate_attention, input_grid
 from inhibitor.quantization.samples import collect
 
 
@@ -66,7 +66,7 @@ def quantize(
             if even and config.linear == INT8:
                 model.get_submodule(readers[part.path]).feed(made)
         elif part.kind == "embeddings":
-            fill_embedding(made, part.module)
+            made.fill(part.module)
     for layer, attention in integer_layers(model).items():
         if layer not in learned:
             calibrate_attention(attention, *samples.heads[layer], samples.largest[layer])
@@ -82,6 +82,9 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     """
     name = type(model).__name__
     before = getattr(model.config, INT8, None)
+    rounded = [part for part in ("linear", "embeddings") if before is not None and before[part] == "fake"]
+    trained = [part for part in rounded if getattr(config, part) == "float"]
+    shared = model.get_output_embeddings() is not None and model.config.tie_word_embeddings
     if not str(model.config.model_type).startswith(PREFIX):
         expected, got = "a model with inhibitor attention", f"model_type {model.config.model_type!r}"
         remedy = "Distil it into an inhibitor student first."
@@ -90,16 +93,16 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     elif before is not None and before["attention"] != config.attention:
         expected, got = f"attention of {config.attention} bits", f"one trained with {before['attention']}"
         remedy = f"Set attention={before['attention']}, or begin with the float model."
-    elif before is not None and before["linear"] == "fake" and config.linear == "float":
-        expected, got = "linear='int8'", "'float', for linear layers that were trained to be rounded"
-        remedy = "Set linear='int8', or begin with the float model."
+    elif trained:
+        expected, got = f"{trained[0]}='int8'", f"{trained[0]}='float', for weights that were trained to be rounded"
+        remedy = f"Set {trained[0]}='int8', or begin with the float model."
     elif {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
         expected, got, remedy = "weights in float32", str(model.dtype), "Load it with dtype=torch.float32."
     elif model.training:
         expected, got, remedy = "a model in evaluation mode", "one in training", "Call model.eval() first."
-    elif config.embeddings == INT8 and model.get_output_embeddings() is not None and model.config.tie_word_embeddings:
+    elif config.embeddings != "float" and shared:
         expected, got = "embeddings of their own", "a table that the output layer shares"
-        remedy = "Set embeddings='float'."
+        remedy = "Leave the embeddings in float."
     else:
         _check_parameters(model)
         return
