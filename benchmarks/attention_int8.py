@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from inhibitor import IntegerGrid, inhibitor_attention, inhibitor_attention_int8
+from inhibitor.bench.implementations import MODEL
 from inhibitor.bench.machine import machine
 from inhibitor.bench.shapes import Shape
 from inhibitor.bench.timing import Contestant, calls_for, in_turn, median_and_spread, pairs
@@ -41,12 +42,13 @@ SHAPES: dict[str, tuple[float | None, float | None]] = {
 LIMIT = 1 / (1 / 175 + 1 / 110)
 BUDGET, FEWEST, MOST = 4.0, 5, 40  # seconds a contestant may take on a shape, and rounds
 ROWS = 8  # queries that are checked
+EXPONENT = MODEL["length_exponent"]
 Call = Callable[[], Tensor]
 
 
 def grid_for(heads: int) -> IntegerGrid:
-    """Of normal data, clipped at four standard deviations; γ, δ and the scale of a new inhibitor model."""
-    return IntegerGrid.of(4 / 127, 4 / 127, torch.ones(heads), 0.5, scale=0.125)
+    """Of normal data, clipped at four standard deviations; γ, δ, τ and the scale of a converted model."""
+    return IntegerGrid.of(4 / 127, 4 / 127, torch.ones(heads), MODEL["delta"], scale=0.125, reach=MODEL["reach"])
 
 
 def inputs(shape: Shape) -> list[Tensor]:
@@ -61,10 +63,10 @@ def integer_call(shape: Shape, query: Tensor, key: Tensor, value: Tensor) -> Cal
     """Quantising included; one query attends to a cache that holds the keys and values."""
     grid = grid_for(shape.heads)
     if shape.queries > 1:
-        return lambda: inhibitor_attention_int8(query, key, value, grid, backend="cpu")
+        return lambda: inhibitor_attention_int8(query, key, value, grid, length_exponent=EXPONENT, backend="cpu")
     cache = IntegerCache(shape.batch, shape.heads, shape.head_dim, shape.head_dim, grid)
     cache.append(key, value)
-    return lambda: cache.attend(query)
+    return lambda: cache.attend(query, length_exponent=EXPONENT)
 
 
 def check(shape: Shape, call: Call, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -73,7 +75,7 @@ def check(shape: Shape, call: Call, query: Tensor, key: Tensor, value: Tensor) -
     rows = torch.arange(min(ROWS, shape.queries)) * (shape.queries - 1) // max(min(ROWS, shape.queries) - 1, 1)
     for batch, head in {(0, 0), (shape.batch - 1, shape.heads - 1)}:
         q, k, v = (x[batch : batch + 1, head : head + 1] for x in (query[:, :, rows], key, value))
-        true = inhibitor_attention_int8(q, k, v, grid_for(1), backend="reference")
+        true = inhibitor_attention_int8(q, k, v, grid_for(1), length_exponent=EXPONENT, backend="reference")
         if not torch.equal(found[batch : batch + 1, head : head + 1, rows], true):
             raise BenchmarkError(
                 str(shape), expected="the reference's bits", got="others", remedy="Run tests/ops/test_integer_cpu.py."
@@ -87,7 +89,7 @@ def contestants(shape: Shape) -> dict[str, tuple[Call, Callable[[], AbstractCont
     found: dict[str, tuple[Call, Callable[[], AbstractContextManager[None]]]] = {
         RIVALS[0]: (lambda: scaled_dot_product_attention(query, key, value), nullcontext),
         RIVALS[1]: (lambda: scaled_dot_product_attention(q, k, v), nullcontext),
-        "inhibitor float32": (lambda: inhibitor_attention(query, key, value, delta=0.5, backend="cpu"), nullcontext),
+        "inhibitor float32": (lambda: inhibitor_attention(query, key, value, backend="cpu", **MODEL), nullcontext),
     }
     for name in integer_cpu.instruction_sets():
         if name == "portable" and shape.elements > 2**30:

@@ -133,7 +133,7 @@ class Sample:
         return float((z[z < torch.inf] > 0).double().mean())
 
     def _truth(self, implementation: Implementation, inputs: Inputs, sight: Sight) -> _Found:
-        name = (implementation.family, implementation.delta, implementation.dtype, sight.mask)
+        name = (implementation.family, *implementation.options.values(), implementation.dtype, sight.mask)
         if name not in self._truths:
             tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
             leaves = {

@@ -1,8 +1,9 @@
 """What is compared: our kernels, the PyTorch backend, the dense form of the paper's authors, and softmax attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from inhibitor.bench.shapes import Shape
 from inhibitor.ops import cpu, inhibitor_attention
 
 BASELINE = "SDPA float32"
-PAPER_DELTA = 0.5  # δ's initial value in the paper
+MODEL: Mapping[str, Any] = {"delta": 0.5, "reach": 1.0, "length_exponent": 1.0}  # of a model just converted
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,16 @@ class Implementation:
     name: str
     family: Family
     attend: Callable[[Tensor, Tensor, Tensor, Sight], Tensor]
-    delta: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)  # of ``inhibitor_attention``
     dtype: torch.dtype = torch.float32
     instruction_set: str | None = None
     dense: Dense | None = None
     takes_masks: bool = True
+
+    @property
+    def delta(self) -> float:
+        """δ of the inhibitor family."""
+        return float(self.options.get("delta", 0.0))
 
     def setting(self) -> AbstractContextManager[None]:
         """What it runs in."""
@@ -82,19 +88,19 @@ class Implementation:
         if self.family == "softmax":
             forbidden = None if allowed is None else ~allowed
             return softmax_attention(query, key, value, Sight("none", forbidden=forbidden))
-        return inhibitor_attention(query, key, value, delta=self.delta, attn_mask=allowed, backend="reference")
+        return inhibitor_attention(query, key, value, attn_mask=allowed, backend="reference", **self.options)
 
 
 def implementations() -> list[Implementation]:
     """Everything that is compared; the kernels are those of this build and this processor."""
     found = [
-        Implementation(f"kernel {name}", "inhibitor", _kernel(0.0), instruction_set=name)
+        Implementation(f"kernel {name}", "inhibitor", _kernel({}), instruction_set=name)
         for name in cpu.instruction_sets()
     ]
-    if found:  # keys with Z = 0 cost nothing in the kernels' loop over values, and δ decides how many those are
+    if found:  # as a model has it
         best = found[0].instruction_set
-        name = f"kernel {best}, δ={PAPER_DELTA:g}"
-        found.insert(1, Implementation(name, "inhibitor", _kernel(PAPER_DELTA), PAPER_DELTA, instruction_set=best))
+        name = f"kernel {best}, δ={MODEL['delta']:g}, τ={MODEL['reach']:g}"
+        found.insert(1, Implementation(name, "inhibitor", _kernel(MODEL), MODEL, instruction_set=best))
     return [
         *found,
         Implementation("PyTorch backend", "inhibitor", _torch_backend),
@@ -107,10 +113,10 @@ def implementations() -> list[Implementation]:
     ]
 
 
-def _kernel(delta: float) -> Callable[[Tensor, Tensor, Tensor, Sight], Tensor]:
+def _kernel(options: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor, Sight], Tensor]:
     def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         mask, causal = sight.attn_mask, sight.is_causal
-        return inhibitor_attention(query, key, value, delta=delta, attn_mask=mask, is_causal=causal, backend="cpu")
+        return inhibitor_attention(query, key, value, attn_mask=mask, is_causal=causal, backend="cpu", **options)
 
     return attend
 
