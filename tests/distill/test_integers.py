@@ -118,6 +118,21 @@ def test_a_task_is_trained_on_integers(task_recipe):
     assert len(integer_layers(model)) == 2
 
 
+def test_the_float_student_teaches_itself_on_integers(task_recipe, tmp_path):
+    first = DistillConfig.parse(task_recipe)
+    distill(first)
+    stage = task_recipe["stages"][0] | {"epochs": 1, "integers": {}, "losses": {"soft_labels": 1, "hidden_mse": 1}}
+    taught = {"teacher": str(first.output / "model"), "output": str(tmp_path / "taught"), "stages": [stage]}
+    config = DistillConfig.parse(task_recipe | taught)
+    metrics = distill(config)
+    assert [state["name"] for state in metrics["states"]] == ["given", "task-rounded", "task"]
+    given, rounded, _ = (sum(state["hidden_error"]) for state in metrics["states"])
+    assert given == 0 < rounded
+    heads = metrics["states"][0]["heads"]
+    assert heads["keys"] == heads["teacher_keys"]
+    assert metrics["attention"] is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -59,7 +59,8 @@ def diagnose(
                 parts = _parts(student, layer, context), _parts(teacher.model, layers[layer], target)
                 if parts[0].shape == parts[1].shape:
                     _add(sums, "output", layer, *parts, real)
-            _add_keys(sums, layer, attention, ours[layer], theirs[layers[layer]], real)
+            taught = inhibitor_layers(teacher.model).get(layers[layer])
+            _add_keys(sums, layer, (attention, ours[layer]), (taught, theirs[layers[layer]]), real)
     return _result(sums, list(converted))
 
 
@@ -89,17 +90,19 @@ def _parts(model: PreTrainedModel, layer: int, context: Tensor) -> Tensor:
 
 
 def _add_keys(
-    sums: Sums, layer: int, attention: InhibitorAttention, ours: Tapped, theirs: Tapped, real: Tensor
+    sums: Sums,
+    layer: int,
+    ours: tuple[InhibitorAttention, Tapped],
+    theirs: tuple[InhibitorAttention | None, Tapped],
+    real: Tensor,
 ) -> None:
-    """What reaches some queries of each row from each key."""
+    """What reaches some queries of each row from each key; of a teacher without inhibitor attention, its softmax's."""
     stride = -(-real.shape[1] // QUERIES)
     weight = real[:, None, ::stride].double()
-    allowed = _allowed(ours, stride)
-    z = attention.inhibition(ours.query[:, :, ::stride], ours.key, allowed, False, ours.scale)
-    value = ours.value.abs() if attention.config.signed else ours.value.clamp(min=0)
-    passed, inhibited = _passed(value, z)
-    given = _given(theirs, _allowed(theirs, stride), stride)
-    entries = value.shape[-1] * allowed.expand_as(z).sum(-1)
+    passed, inhibited = _passed(*ours, stride)
+    attention, tapped = theirs
+    given = _given(tapped, stride) if attention is None else _passed(attention, tapped, stride)[0]
+    entries = ours[1].value.shape[-1] * _allowed(ours[1], stride).expand_as(passed).sum(-1)
     for name, values in (
         ("inhibited", inhibited.sum(-1)),
         ("entries", entries),
@@ -116,11 +119,13 @@ def _allowed(tapped: Tapped, stride: int) -> Tensor:
     return masks.dense(tapped.attn_mask, tapped.is_causal, queries, keys, tapped.query.device)[:, :, ::stride]
 
 
-def _passed(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_l (v_jl − z_ij)⁺ of values that are not negative, and how many in sight come through as 0.
+def _passed(attention: InhibitorAttention, tapped: Tapped, stride: int) -> tuple[Tensor, Tensor]:
+    """Σ_l (|v_jl| − z_ij)⁺ of every ``stride``-th query i, and how many entries in sight come through as 0.
 
     Both (batch, heads, queries, keys); one feature l at a time, for there is no room for all.
     """
+    z = attention.inhibition(tapped.query[:, :, ::stride], tapped.key, _allowed(tapped, stride), False, tapped.scale)
+    value = tapped.value.abs() if attention.config.signed else tapped.value.clamp(min=0)
     value = value.repeat_interleave(z.shape[1] // value.shape[1], 1)
     passed, inhibited = torch.zeros_like(z), torch.zeros_like(z)
     for feature in range(value.shape[-1]):
@@ -130,8 +135,9 @@ def _passed(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return passed, inhibited.masked_fill_(z == torch.inf, 0)
 
 
-def _given(tapped: Tapped, allowed: Tensor, stride: int) -> Tensor:
-    """The softmax weight times ‖v_j‖₁, (batch, heads, queries, keys)."""
+def _given(tapped: Tapped, stride: int) -> Tensor:
+    """The softmax weight times ‖v_j‖₁ of every ``stride``-th query, (batch, heads, queries, keys)."""
+    allowed = _allowed(tapped, stride)
     groups = tapped.query.shape[1] // tapped.key.shape[1]
     key, value = (tensor.repeat_interleave(groups, 1) for tensor in (tapped.key, tapped.value))
     scores = tapped.query[:, :, ::stride] @ key.mT * tapped.scale

@@ -32,7 +32,7 @@ class Pair:
     """What a distillation works on.
 
     Args:
-        teacher: Softmax attention with taps.
+        teacher: Softmax attention with taps, or a student of before.
         student: Inhibitor attention.
         tokenizer: The teacher's; it makes the inputs of both.
         student_tokenizer: The one that is saved with the student.
@@ -56,8 +56,10 @@ def load_pair(config: DistillConfig) -> Pair:
     """
     auto_class = _auto_class(config)
     tokenizer = load_pretrained(AutoTokenizer, config.teacher)
+    is_student = load_pretrained(AutoConfig, config.teacher).model_type.startswith(PREFIX)
+    taps = {} if is_student else {"attn_implementation": TEACHER}
     teacher, loading = load_pretrained(
-        auto_class, config.teacher, attn_implementation=TEACHER, dtype=torch.float32, output_loading_info=True
+        auto_class, config.teacher, dtype=torch.float32, output_loading_info=True, **taps
     )
     if config.task is not None:
         check_classes(config.teacher, teacher, get_task(config.task.task), loading["missing_keys"])

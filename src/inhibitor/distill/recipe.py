@@ -209,8 +209,8 @@ class DistillConfig(Config):
     """A distillation: E1 on text, E2 on a task, or one after the other.
 
     Args:
-        teacher: A local folder, a hub id or ``"minilm"``. With a ``task`` stage, a classifier fine-tuned on it; with a
-            ``logits`` stage, a masked language model.
+        teacher: A local folder, a hub id or ``"minilm"``: a softmax model, or a student that was made before. With a
+            ``task`` stage, a classifier fine-tuned on it; with a ``logits`` stage, a masked language model.
         student: The model to start from: an inhibitor student, or a softmax model to convert. None takes the
             teacher's own weights.
         origin: With a ``task`` stage, the pretrained model that the teacher was fine-tuned from and ``student`` was

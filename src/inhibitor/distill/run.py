@@ -287,9 +287,10 @@ class _Distillation:
             raise RunError(
                 "the teacher", expected="frozen weights", got="weights that changed", remedy="Please report this."
             )
-        example = measure.attention_example(
-            self.student, self.pair.teacher, self.pair.tokenizer, self.config.example, self.layers
-        )
+        example = None
+        if not inhibitor_layers(self.pair.teacher):
+            models = self.student, self.pair.teacher, self.pair.tokenizer
+            example = measure.attention_example(*models, self.config.example, self.layers)
         metrics = {
             "kind": "distill",
             "teacher": self.config.teacher,

@@ -136,7 +136,7 @@ def _distilled_sentence(study: Study) -> str:
     else:
         parts = [f"{what} from {study.error(first, kind)} to {study.error(last, kind)}" for kind, what in found.items()]
         errors = f"Distillation{_on(metrics.stages)} took the mean relative error {' and '.join(parts)}."
-    replaced = f"Inhibitor attention replaces softmax attention in {layers} layers of {short(metrics.teacher)}."
+    replaced = f"Inhibitor attention in {layers} layers, taught by {short(metrics.teacher)}."
     return f"{replaced} {errors}" if found else replaced
 
 
