@@ -230,7 +230,7 @@ def test_repetitions_are_folded_away(tmp_path: Path) -> None:
 
 def test_the_summary_says_the_key_numbers(tmp_path: Path) -> None:
     (summary,) = _summary(studies(read_runs(samples.experiment(tmp_path))))
-    assert "in 6 layers of sentence-transformers/all-MiniLM-L6-v2" in summary
+    assert "Inhibitor attention in 6 layers, taught by sentence-transformers/all-MiniLM-L6-v2." in summary
     assert "12.0 million tokens (60 min)" in summary
     assert summary.endswith("the student (after full-layer) keeps 98.3 % of the teacher's score (MRPC, SST-2).")
 
