@@ -16,7 +16,7 @@ struct IntegerProblem : Problem {
   const int32_t* threshold;        // (heads)
   const int32_t* reach;            // (heads); null: none. Integers have one feature more then, what is heard
   Strided factor;          // float64, (batch, heads, queries, 1): the result is float32 then; data null: it is int32
-  const double* exponent;  // (heads): with a reach and a factor, ρ in factor · heard^(−ρ)
+  const double* exponent;  // (heads): with a reach and a factor, ρ in factor · heard^(−ρ); null: 0
   int64_t is_packed;  // key and value are packed: strides in bytes, the third from panel to panel
 };
 

@@ -283,7 +283,7 @@ inline void write_sums(const IntegerProblem& p, const Part& part, int64_t row, c
     return;
   }
   double exact = *reinterpret_cast<const double*>(at(p.factor, 8, part.batch, part.head, row));
-  if (p.reach) {
+  if (p.reach && p.exponent) {
     const double heard = kUnheard + static_cast<double>(sums[p.value_dim]) / p.reach[part.head];
     exact *= std::pow(heard, -p.exponent[part.head]);
   }

@@ -92,8 +92,8 @@ CATALOGUE = [
     (
         FORWARD,
         "the factor of the first row",
-        "part.batch, part.head, row));\n  if (p.reach)",
-        "part.batch, part.head, 0));\n  if (p.reach)",
+        "part.batch, part.head, row));\n  if (p.reach",
+        "part.batch, part.head, 0));\n  if (p.reach",
     ),
     (FORWARD, "a power of the keys of the first head", "-p.exponent[part.head]", "-p.exponent[0]"),
     (FORWARD, "a length in steps of the first head", "/ p.reach[part.head]", "/ p.reach[0]"),

@@ -345,6 +345,7 @@ def test_the_operator_passes_pytorchs_own_checks():
             ((None, None), False),
             ((factor, None), False),
             ((None, None), True),
+            ((factor, None), True),
             ((factor, exponent), True),
         ):
             grid = grid_of(replace(SMALL, reach=reach))

@@ -11,10 +11,11 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 
 from inhibitor.bench.results import Direction, Family, Mask
 from inhibitor.bench.shapes import Shape
+from inhibitor.models.config import InhibitorConfig
 from inhibitor.ops import cpu, inhibitor_attention
 
 BASELINE = "SDPA float32"
-MODEL: Mapping[str, Any] = {"delta": 0.5, "reach": 1.0, "length_exponent": 1.0}  # of a model just converted
+MODEL = InhibitorConfig().model_dump(include={"delta", "reach", "length_exponent"})  # of a model just converted
 
 
 @dataclass(frozen=True)

@@ -193,13 +193,14 @@ def rescaled(
     Returns:
         (batch, heads, queries, value_dim) in query's dtype if that is floating point, else float32.
     """
-    factor, exponent = grid.value_step.double().view(-1, 1, 1), None
+    factor = grid.value_step.double().view(-1, 1, 1)
     if isinstance(eta, Tensor) or eta != 1.0:
         factor = factor * floats.scale_of(eta, query)
-    if grid.reach is not None or isinstance(length_exponent, Tensor) or length_exponent != 0.0:
-        exponent = floats.per_head("length_exponent", length_exponent, query).double().contiguous()
-        if grid.reach is None:
-            factor, exponent = factor * count().clamp(min=1).double().pow(-exponent.view(-1, 1, 1)), None
+    exponent = None
+    if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
+        exponent = floats.per_head("length_exponent", length_exponent, query).double()
+    if exponent is not None and grid.reach is None:  # what is heard is the operator's to count, what is in sight is not
+        factor = factor * count().clamp(min=1).double().pow(-exponent.view(-1, 1, 1))
     output = call(Scale(factor, exponent))
     return output.to(query.dtype) if query.is_floating_point() else output
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inhibitor.ops import cpu
 from inhibitor.ops.integer_grid import GridTensors, inverse
-from inhibitor.ops.integer_reference import Scale, nan_in
+from inhibitor.ops.integer_reference import Scale, nan_in, result_form
 from inhibitor.ops.masks import Options
 
 _DTYPES = cpu.DTYPES | {torch.uint8: 3}
@@ -55,7 +55,7 @@ def forward(
     Raises:
         OperatorError: A number in sight is NaN.
     """
-    output = cpu.empty_result(query, value, *_result(grid, scale))
+    output = cpu.empty_result(query, value, *result_form(grid.reach, scaled=scale is not None))
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     if query.dtype == torch.float64:
@@ -77,7 +77,7 @@ def forward_packed(
     """The same against ``length`` keys and values that ``append`` has packed."""
     key, value = packed
     batch, heads, queries, head_dim = query.shape
-    heard, dtype = _result(grid, scale)
+    heard, dtype = result_form(grid.reach, scaled=scale is not None)
     features = value_dim + (heard is not None)
     output = query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
     if output.numel() == 0 or length == 0:
@@ -86,11 +86,6 @@ def forward_packed(
     shape = (batch, heads, key.shape[1], queries, length, head_dim, value_dim)
     _run(query, cpu.strided(key), cpu.strided(value), shape, grid, scale, options, output, packed=True)
     return output
-
-
-def _result(grid: GridTensors, scale: Scale | None) -> tuple[Tensor | None, torch.dtype]:
-    """The reach whose feature is behind the result's, if any is, and the dtype."""
-    return (grid.reach, torch.int32) if scale is None else (None, torch.float32)
 
 
 def append(
@@ -160,6 +155,7 @@ def _run(
     factor, exponent = (None, None) if scale is None else scale
     if factor is not None:
         factor = factor.expand(batch, heads, queries, 1)
+    exponent = None if exponent is None else exponent.contiguous()
     inverses: tuple[Tensor, ...] | tuple[None, None] = (None, None)
     if query.is_floating_point():
         inverses = inverse(grid.query_key_step).contiguous(), inverse(grid.value_step).contiguous()

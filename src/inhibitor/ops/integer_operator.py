@@ -9,7 +9,7 @@ from torch import Tensor
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, integer_cpu, integer_reference
 from inhibitor.ops.integer_grid import GridTensors, IntegerGrid
-from inhibitor.ops.integer_reference import Scale
+from inhibitor.ops.integer_reference import Scale, result_form
 from inhibitor.ops.masks import Options
 from inhibitor.ops.triton import integer as integer_triton
 
@@ -17,7 +17,7 @@ BACKENDS: dict[str, Any] = {"cpu": integer_cpu, "triton": integer_triton, "refer
 # query: (batch, heads, queries, head_dim); key: (batch, key_heads, keys, head_dim), key_heads divides heads; value:
 # (batch, key_heads, keys, value_dim); all floating point, or uint8, uint8 and int8. Those of the grid: (heads,).
 # factor: float64, broadcastable to (batch, heads, queries, 1): the result is then float32, without it int32.
-# length_exponent: float64, (heads,), with a reach and a factor: the factor is then times n^(−ρ), of what is heard.
+# length_exponent: float64, (heads,), with a reach and a factor, which is then times n^(−ρ) of what is heard; or 0.
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor query_key_step, Tensor value_step, Tensor multiplier,"
     " Tensor shift, Tensor threshold, Tensor? reach, Tensor? factor, Tensor? length_exponent,"
@@ -40,7 +40,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     reach, factor, *_, backend = rest[5:]
-    dtype, heard = (torch.int32, reach) if factor is None else (torch.float32, None)
+    heard, dtype = result_form(reach, scaled=factor is not None)
     if backend != "reference":
         return cpu.empty_result(query, value, heard, dtype)
     return query.new_empty((*query.shape[:3], value.shape[3] + (heard is not None)), dtype=dtype)

@@ -19,11 +19,17 @@ class Scale(NamedTuple):
 
     Args:
         factor: float64, broadcastable to (batch, heads, queries, 1).
-        length_exponent: ρ, float64 of shape (heads,): with a reach, the factor is times n^(−ρ) of what is heard.
+        length_exponent: ρ, float64 of shape (heads,): with a reach, the factor is times n^(−ρ) of what is heard. None
+            is 0.
     """
 
     factor: Tensor
     length_exponent: Tensor | None
+
+
+def result_form(reach: Tensor | None, *, scaled: bool) -> tuple[Tensor | None, torch.dtype]:
+    """The reach whose feature comes behind the result's, if any does, and the result's dtype."""
+    return (None, torch.float32) if scaled else (reach, torch.int32)
 
 
 def forward(
@@ -68,11 +74,12 @@ def scaled(total: Tensor, scale: Scale, reach: Tensor | None) -> Tensor:
         scale: The factor.
         reach: Of the grid.
     """
-    factor, sums = scale.factor, total
-    if reach is not None and scale.length_exponent is not None:
-        sums, heard = total[..., :-1], UNHEARD + total[..., -1:].double() / reach.view(-1, 1, 1)
-        factor = factor * heard.pow(-scale.length_exponent.view(-1, 1, 1))
-    return sums.to(torch.float32) * factor.to(torch.float32)
+    factor, exponent = scale
+    if reach is not None:
+        total, heard = total[..., :-1], UNHEARD + total[..., -1:].double() / reach.view(-1, 1, 1)
+        if exponent is not None:
+            factor = factor * heard.pow(-exponent.view(-1, 1, 1))
+    return total.to(torch.float32) * factor.to(torch.float32)
 
 
 def distance(query: Tensor, key: Tensor) -> Tensor:
