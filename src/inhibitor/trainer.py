@@ -36,7 +36,7 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         title: What its progress bar says.
-        tokens_per_step: Tokens of one optimizer step over all processes, for the bar.
+        tokens_per_step: Tokens of one optimizer step over all processes, about, for the bar.
         **kwargs: As for ``Trainer``. The two newest checkpoints are kept, whatever ``save_total_limit`` says.
 
     Attributes:
@@ -46,7 +46,7 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
         checkpoint_count: How many these were.
     """
 
-    def __init__(self, *, title: str, tokens_per_step: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, title: str, tokens_per_step: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False  # or Trainer takes each loss for a sum that the model has divided
         self.trained_seconds = self.checkpoint_seconds = 0.0
@@ -378,7 +378,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 class _Bar(ProgressCallback):  # type: ignore[misc]
     """The trainer's bar with a title, the loss and tokens a second on it; rates are those of this process's steps."""
 
-    def __init__(self, title: str, tokens_per_step: int | None, trainer: FiniteTrainer) -> None:
+    def __init__(self, title: str, tokens_per_step: float | None, trainer: FiniteTrainer) -> None:
         super().__init__()
         self.title, self.tokens_per_step, self.trainer = title, tokens_per_step, trainer
         self.training_bar: Any

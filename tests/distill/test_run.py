@@ -137,6 +137,22 @@ def test_distil_then_task_in_one_recipe(task_recipe, text):
     assert [state["name"] for state in metrics["states"]] == ["converted", "calibrated", "joint", "task"]
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [{"kind": "joint"}, {"kind": "layerwise"}, {"kind": "full", "losses": {"hidden_mse": 1}}],
+    ids=lambda stage: stage["kind"],
+)
+def test_without_text_a_stage_reads_the_rows_of_the_task(task_recipe, stage):
+    training = {"tokens": 4000, "batch_size": 8, "learning_rate": 1e-3, "inhibitor_learning_rate": 1e-2}
+    task_recipe["stages"].insert(0, stage | training)
+    metrics = distill(DistillConfig.parse(task_recipe))
+    assert [state["name"] for state in metrics["states"]] == ["converted", "calibrated", stage["kind"], "task"]
+    _, before, after, _ = (sum(state["output_error"]) for state in metrics["states"])
+    assert after < before
+    record = metrics["stages"][0]
+    assert record["tokens"] == pytest.approx(4000 * record["units"], rel=0.15)
+
+
 def test_a_teacher_below_the_floor_stops_the_run(task_recipe, capsys):
     task_recipe["stages"][0]["floor"] = 99.9
     with pytest.raises(InhibitorError, match=r"whose accuracy on reviews is at least 99.9, got \d"):
@@ -263,7 +279,14 @@ def test_a_folder_of_another_run_is_refused(recipe):
         ({"stages": [{"kind": "full", "tokens": 10000, "lerning_rate": 1}]}, "learning_rate"),
         ({"inhibitor": {"layers": [7]}}, "layers"),
         ({"validation_sequence": 3}, "validation_sequences"),
-        ({"text": None}, "text for the layerwise stage"),
+        ({"text": None}, "text for the layerwise stage, or a task stage"),
+        (
+            {
+                "text": None,
+                "stages": [{"kind": "joint", "tokens": 9, "min_length": 8}, {"kind": "task", "task": "rte"}],
+            },
+            "min_length of the joint stage: expected None",
+        ),
         ({"cache": "cache"}, "a fixed number of blocks"),
         ({"stages": [{"kind": "joint", "tokens": 9999, "losses": {"hidden_mse": 1}}]}, "context_mse"),
         ({"stages": [{"kind": "joint", "tokens": 9999, "losses": {}}]}, "losses"),

@@ -264,7 +264,7 @@ class _Fixed(Rows):
     """Four rows, in the order given by the seed, three times over."""
 
     def __init__(self, data):
-        super().__init__(data, lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        super().__init__(data, lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, 8)
 
     def steps(self, stage):
         return 6

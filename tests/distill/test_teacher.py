@@ -28,7 +28,7 @@ def rows(lengths=LENGTHS, seed=0):
         name: [row[:length] for row, length in zip(values, lengths, strict=True)] for name, values in columns.items()
     }
     dataset = datasets.Dataset.from_dict({**cut, ROW: list(range(len(lengths)))})
-    return Rows(dataset, pad)
+    return Rows(dataset, pad, sum(lengths) / len(lengths))
 
 
 def pad(chosen):
@@ -125,7 +125,7 @@ def test_another_teacher_text_or_mask_has_another_folder(tmp_path):
     ids, ones = list(range(5, 15)), [1] * 10
     for cut in (4, 6):  # the same tokens one after another
         columns = {"input_ids": [ids[:cut], ids[cut:]], "attention_mask": [ones[:cut], ones[cut:]], ROW: [0, 1]}
-        Cache(tmp_path, teacher(), Rows(datasets.Dataset.from_dict(columns), pad)).complete(NAMES, "test")
+        Cache(tmp_path, teacher(), Rows(datasets.Dataset.from_dict(columns), pad, 5)).complete(NAMES, "test")
     assert len(list(tmp_path.iterdir())) == 6
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_lost_its_end_is_filled_again(tmp_path):
 def test_rows_of_several_blocks(tmp_path):
     found = teacher()
     dataset = rows((8,) * 6).dataset
-    parted = Rows(dataset, lambda chosen: halves(pad(chosen)))
+    parted = Rows(dataset, lambda chosen: halves(pad(chosen)), 8)
     cache = Cache(tmp_path, found, parted)
     cache.complete(NAMES, "test")
     batch = parted.collate([dataset[row] for row in (5, 2)])

@@ -97,6 +97,18 @@ def test_a_student_that_begins_as_it_is():
     assert (asked.student, asked.origin) == ("runs/e1/model", None)
 
 
+def test_a_converted_student_may_be_trained_before_its_task():
+    before = [{"kind": "joint", "tokens": 1000, "losses": {"output_relative": 1}}]
+    config = grid(e2={"before": before, "epochs": [2]})
+    assert ReproduceConfig.parse(yaml.safe_load(config.to_yaml())) == config
+    for name, kinds in (("e2", ["joint", "task"]), ("e1e2", ["task"])):
+        asked = configuration(config, jobs(config)[f"{name}/rte/seed-4"], {})
+        assert isinstance(asked, DistillConfig)
+        assert [stage.kind for stage in asked.stages] == kinds
+    with pytest.raises(ConfigError, match="joint"):
+        grid(e2={"before": [{"kind": "task", "task": "rte"}]})
+
+
 def test_the_first_of_equals_is_chosen_and_student_and_teacher_choose_from_the_same():
     config = grid(finetune=TWO_RATES | {"epochs": [5, 10, 5]})
     assert candidates(config, "e0", "rte") == candidates(config, "e1", "rte")

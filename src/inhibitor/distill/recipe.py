@@ -76,10 +76,10 @@ class StageConfig(Config):
 
 
 class TextStage(StageConfig):
-    """A stage on the recipe's text.
+    """A stage on the recipe's text, or, where it has none, on the rows of its task.
 
     Args:
-        tokens: Tokens of text to train on; in the layer-wise stage, for each layer.
+        tokens: How many to train on; in the layer-wise stage, for each layer.
         min_length: Tokens of the shortest blocks, as in the text, for this stage alone; the text's own where None.
     """
 
@@ -219,7 +219,7 @@ class DistillConfig(Config):
         layer_map: The teacher's layer for each of the student's; None pairs them one to one. Where ``student`` is
             None, the student gets just these layers.
         output: The run's folder.
-        text: Unlabelled text; needed by every stage but ``task``.
+        text: Unlabelled text; where None, every stage reads the task's rows.
         inhibitor: The attention that a student to be converted gets, and in which layers.
         calibration: How its parameters are fitted first; None leaves them at their initial values.
         stages: Training, in order.
@@ -320,9 +320,15 @@ class DistillConfig(Config):
 
     def _check_text(self, stage: TextStage) -> None:
         if self.text is None:
-            raise ConfigError(
-                "text", expected=f"text for the {stage.kind} stage", got="none", remedy="Name files or a dataset."
-            )
+            if self.task is None:
+                expected, remedy = f"text for the {stage.kind} stage, or a task stage", "Name files or a dataset."
+                raise ConfigError("text", expected=expected, got="neither", remedy=remedy)
+            if stage.min_length is not None:
+                expected, got = "None, for the rows of a task are never cut", str(stage.min_length)
+                raise ConfigError(
+                    f"min_length of the {stage.kind} stage", expected=expected, got=got, remedy="Leave it out."
+                )
+            return
         self.text_of(stage)  # which is checked as it is made
         step = stage.batch_size * stage.gradient_accumulation * self.text.max_length
         if stage.tokens < step:

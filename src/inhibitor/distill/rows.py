@@ -1,6 +1,7 @@
 """What a distillation reads: blocks of text, masked or not, or a task's rows; in an order that the seed decides."""
 
 import math
+import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ class Rows:
         dataset: Of ``input_ids``, ``attention_mask`` and whatever else the teacher reads; a stream, or, where its
             rows have numbers, a fixed set.
         collate: Makes a batch of rows.
-        block: Tokens of each row, where all have the same number.
+        tokens: Of a row, on the average.
     """
 
     dataset: Any
     collate: Collate
-    block: int | None = None
+    tokens: float
 
     @property
     def numbered(self) -> bool:
@@ -48,7 +49,7 @@ class Rows:
         rows: int = stage.batch_size * stage.gradient_accumulation * processes().num_processes
         if isinstance(stage, TaskStage):
             return math.ceil(len(self.dataset) / rows) * stage.epochs
-        return max(1, stage.tokens // (rows * (self.block or 1)))
+        return max(1, int(stage.tokens // (rows * self.tokens)))
 
 
 class Material:
@@ -119,7 +120,8 @@ class Material:
 
     def _make(self, index: int, stage: AnyStage, text: corpus.TextConfig | None) -> Rows:
         if text is None:
-            return Rows(_numbered(self.training), padding(self.tokenizer))
+            rows = _numbered(self.training)
+            return Rows(rows, padding(self.tokenizer), statistics.fmean(rows["length"]))
         fixed = text.blocks
         seed = self.config.seed + 1 + (index if fixed is None else 0)
         blocks = corpus.packed(text, self.tokenizer, seed)

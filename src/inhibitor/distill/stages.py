@@ -227,7 +227,7 @@ def train(
             args=arguments,
             rows=rows,
             title=title,
-            tokens_per_step=rows.block and rows.block * micro_batch * accumulation * processes().num_processes,
+            tokens_per_step=rows.tokens * micro_batch * accumulation * processes().num_processes,
             trace=trace,
             callbacks=following(report_to, folder.parents[1], title),
         )

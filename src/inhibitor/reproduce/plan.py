@@ -161,8 +161,9 @@ def configuration(config: ReproduceConfig, job: Job, results: Results) -> Finetu
     if job.experiment in ("e0", "e1"):
         model = config.teacher if job.experiment == "e0" else student(config)
         return FinetuneConfig.parse({"model": model, **common, **training}, source=job.name)
-    own = task.e2.model_dump(exclude={*Choices.model_fields, "add_fine_tuning"})
+    own = task.e2.model_dump(exclude={*Choices.model_fields, "before", "add_fine_tuning"})
     of_student = job.experiment == "e1e2"
+    before = () if of_student else task.e2.before
     return DistillConfig.parse(
         {
             **common,
@@ -171,7 +172,7 @@ def configuration(config: ReproduceConfig, job: Job, results: Results) -> Finetu
             "origin": config.teacher if of_student and task.e2.add_fine_tuning else None,
             "inhibitor": config.inhibitor.model_dump(),
             "calibration": config.calibration and config.calibration.model_dump(),
-            "stages": [{"kind": "task", **own, **training}],
+            "stages": [*(stage.model_dump() for stage in before), {"kind": "task", **own, **training}],
         },
         source=job.name,
     )

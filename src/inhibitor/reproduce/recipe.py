@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 from inhibitor.config import Config
 from inhibitor.data.files import OnBadRow
 from inhibitor.data.tasks import TASKS
-from inhibitor.distill.recipe import CalibrationConfig, ContextLoss, HiddenLoss, TaskLoss, Weight
+from inhibitor.distill.recipe import (
+    CalibrationConfig,
+    ContextLoss,
+    FullStage,
+    HiddenLoss,
+    JointStage,
+    LayerwiseStage,
+    TaskLoss,
+    Weight,
+)
 from inhibitor.errors import ConfigError, suggestion
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.reproduce.published import PUBLISHED
@@ -20,6 +29,7 @@ EXPERIMENTS: tuple[Experiment, ...] = ("e0", "e1", "e2", "e1e2")
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+BeforeTask = Annotated[LayerwiseStage | JointStage | FullStage, Field(discriminator="kind")]
 
 
 class Choices(Config):
@@ -48,6 +58,8 @@ class DistillChoices(Choices):
         warmup_ratio: Share of the steps in which the rate rises.
         weight_decay: AdamW's.
         dropout: Whether the student is trained with its dropout.
+        before: What E2's converted student is trained on first, on the task's rows; that of E1 knows such stages
+            from its text.
         add_fine_tuning: Whether E1+E2 begins with what fine-tuning changed in the teacher added to the student, whose
             layers must then be the teacher's in number and size (``origin`` in ``DistillConfig``).
     """
@@ -60,6 +72,7 @@ class DistillChoices(Choices):
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     dropout: bool = True
+    before: tuple[BeforeTask, ...] = ()
     add_fine_tuning: bool = True
 
 
