@@ -39,13 +39,21 @@ def compile_kernels(sources: Path, name: str, target: Path, *options: str) -> Pa
 
 
 def compile_integers(sources: Path, names: tuple[str, ...], folder: Path, *options: str) -> list[Path]:
-    """The integer kernels of some instruction sets, their driver, and what both need of the float operator's."""
-    targets = [compile_integer(sources, name, folder / f"integer_{name}.o", *options) for name in names]
-    if "avx512" in names:
-        targets.append(compile_integer(sources, "avx512vnni", folder / "integer_avx512vnni.o", *options))
+    """The integer kernels of some instruction sets, and their driver."""
+    targets = [target for name in names for target in compile_integer_kernels(sources, name, folder, *options)]
+    return [*targets, compile_integer_driver(sources, names, folder / "integer_driver.o", *options)]
+
+
+def compile_integer_kernels(sources: Path, name: str, folder: Path, *options: str) -> list[Path]:
+    """The integer kernels of an instruction set; to "avx512" belong those with its byte products."""
+    names = (name, "avx512vnni") if name == "avx512" else (name,)
+    return [compile_integer(sources, each, folder / f"integer_{each}.o", *options) for each in names]
+
+
+def compile_integer_driver(sources: Path, names: tuple[str, ...], target: Path, *options: str) -> Path:
+    """The integer driver for some instruction sets; "portable" is always among them."""
     defined = tuple(f"-DINHIBITOR_{name.upper()}" for name in names)
-    driver = compile_object(sources / "integer_driver.cpp", folder / "integer_driver.o", *defined, *options)
-    return [*targets, driver]
+    return compile_object(sources / "integer_driver.cpp", target, *defined, *options)
 
 
 def compile_integer(sources: Path, name: str, target: Path, *options: str) -> Path:

@@ -187,12 +187,22 @@ def found_by(tmp_path_factory) -> builds.Found:
         native.compile_driver(native.SOURCES, (), folder / "driver.o", "-O0"),
     ]
 
-    def objects(sources: Path, part: Path, file: str, name: str) -> list[Path]:
-        names = tuple(dict.fromkeys([name, "portable"]))
-        return [*native.compile_integers(sources, names, part, "-O0"), *floats]
+    sets = native.instruction_sets()
+    kernels = {name: native.compile_integer_kernels(native.SOURCES, name, folder, "-O0") for name in sets}
+    drivers = {
+        name: native.compile_integer_driver(native.SOURCES, (name,), folder / f"{name}_integer_driver.o", "-O0")
+        for name in sets
+    }
 
-    integers = native.compile_integers(native.SOURCES, native.instruction_sets(), folder, "-O0")
-    none = native.link(folder / "none.so", *integers, *floats)
+    def objects(sources: Path, part: Path, file: str, name: str) -> list[Path]:
+        if file == "integer_driver.cpp":
+            mutant = native.compile_integer_driver(sources, (name,), part / "integer_driver.o", "-O0")
+            return [mutant, *kernels[name], *floats]
+        mutants = native.compile_integer_kernels(sources, name, part, "-O0")
+        return [drivers[name], *mutants, *([] if name == "portable" else kernels["portable"]), *floats]
+
+    every = native.compile_integer_driver(native.SOURCES, sets, folder / "integer_driver.o", "-O0")
+    none = native.link(folder / "none.so", every, *(part for parts in kernels.values() for part in parts), *floats)
     return builds.find("tests.ops.integer_compact", folder, CATALOGUE, objects, none)
 
 
