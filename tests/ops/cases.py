@@ -124,6 +124,12 @@ def sweep() -> list[Case]:
 
 
 SWEEP = sweep()
+# Half precision differs in what is read and written alone: each takes a half of the cases, with every pair of lengths.
+BY_DTYPE = [
+    (dtype, case)
+    for dtype, cases in ((torch.float32, SWEEP), (torch.bfloat16, SWEEP[::2]), (torch.float16, SWEEP[1::2]))
+    for case in cases
+]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from inhibitor import inhibitor_attention
 from inhibitor.errors import OperatorError
 from inhibitor.ops import blocked, cpu
-from tests.ops.cases import FACTOR, LUCK, SWEEP, Arguments, Case, arguments, relative_error, separate, sizes
+from tests.ops.cases import BY_DTYPE, FACTOR, LUCK, Arguments, Case, arguments, relative_error, separate, sizes
 from tests.ops.layouts import LAYOUTS, beyond_two_to_the_31st, check_strides, equal
 
 pytestmark = pytest.mark.skipif(not cpu.INSTALLED, reason="the package was installed without its native kernels")
@@ -46,8 +46,7 @@ def in_a_process(program: str, *arguments: str, seconds: float = 60) -> str:
     return result.stdout.strip()
 
 
-@pytest.mark.parametrize("case", SWEEP, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(("dtype", "case"), BY_DTYPE, ids=str)
 def test_errs_at_most_twice_as_much_as_the_plain_formula(dtype, case, record_property):
     """And the instruction sets differ from each other by no more than that."""
     given, grad = arguments(case, dtype)
