@@ -135,6 +135,10 @@ def test_a_task_without_text(task_recipe):
     found = Material(config, AutoTokenizer.from_pretrained(config.teacher), labelled)
     rows = found.rows(0, config.task)
     assert rows.steps(config.task) == 2 * 6
+    joint = JointStage(tokens=9000, batch_size=4)
+    assert found.rows(0, joint) is rows
+    tokens = sum(map(len, rows.dataset["input_ids"]))
+    assert rows.steps(joint) == 9000 * len(rows.dataset) // (4 * tokens)
     batch = rows.collate([rows.dataset[row] for row in (5, 7)])
     assert batch[ROW].tolist() == [5, 7]
     assert {"input_ids", "attention_mask", "token_type_ids", "labels"} <= set(batch)

@@ -295,6 +295,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         test_rows.test_a_task_without_text: [
             ("rows numbered from 1", "list(range(len(dataset)))", "list(range(1, len(dataset) + 1))"),
             ("calibrated on padding", "return self._batches(rows, 1)", "return self._batches(rows, MEASURE_BATCH)"),
+            ("rows counted as tokens", 'statistics.fmean(rows["length"])', "1.0"),
         ],
     },
     states: {
