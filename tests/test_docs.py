@@ -14,13 +14,13 @@ import yaml
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.report.tables import number
 from inhibitor.reproduce import accuracy
-from inhibitor.reproduce.tables import columns, overall
+from inhibitor.reproduce.tables import LABELS, columns, overall
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
 ]
-EXPERIMENTS = {"teacher (softmax)": "e0", "E1": "e1", "E2": "e2", "E1+E2": "e1e2"}
+EXPERIMENTS = {"teacher (softmax)": "e0"} | {label: experiment for experiment, label in LABELS.items()}
 EXAMPLES = (
     "inhibitor.bench.count",
     "inhibitor.models.convert",
