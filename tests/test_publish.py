@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +65,12 @@ def test_a_published_student_is_the_runs_and_can_be_fine_tuned(run, teacher, rev
         FinetuneConfig(model=str(done.folder), task="reviews", data=reviews, output=tmp_path / "ft", max_steps=2)
     )
     assert metrics["attention"] == "inhibitor"
+
+
+def test_into_the_working_folder_with_a_word_on_the_teachers(run, teacher, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert publish(run, Path()).folder == tmp_path
+    assert f"only where its teacher lies in {teacher}" in capsys.readouterr().err
 
 
 def test_rounding_is_measured_on_what_was_written(run, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from inhibitor.data.corpus import TextConfig
 from inhibitor.distill.recipe import DistillConfig
-from inhibitor.errors import RunError
-from inhibitor.models.difference import write_difference
+from inhibitor.errors import RunError, notice
+from inhibitor.models.difference import is_folder, write_difference
 from inhibitor.models.loading import DIFFERENCE, MINILM, load_pretrained, weights_sha256
 from inhibitor.report.records import Distill, read_runs
 from inhibitor.report.results import STATES, short
@@ -63,10 +63,13 @@ def publish(run: Path, output: Path, scores: Path | None = None) -> Published:
         RunError: The run is not finished or not one on text, the output is in use, or the scores are another model's.
         ModelError: The teacher cannot be loaded, or its weights are not one ``model.safetensors``.
     """
+    output = output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(str(output), expected="a new or empty folder", got="one in use", remedy="Choose another output.")
     config, text, metrics = _read(run)
     records = [] if scores is None else _records(scores, run, config.teacher)
+    if is_folder(config.teacher):
+        notice(f"The student loads only where its teacher lies in {Path(config.teacher).expanduser().resolve()}.")
     student = load_pretrained(AutoModel, str(Run(run).model), dtype=torch.float32)
     tokenizer = load_pretrained(AutoTokenizer, str(Run(run).model))
     aside = output.with_name(f"{output.name}{ASIDE}")

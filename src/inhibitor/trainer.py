@@ -32,7 +32,8 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
     epoch, as long as a collator that draws random numbers has a generator of its own. SIGTERM and Ctrl-C end training
     after the current step, with a checkpoint; a second Ctrl-C ends it at once.
 
-    A model's loss is a mean over the rows of its micro-batch; the step's is the mean over all of its rows.
+    A model's loss is a mean over the rows of its micro-batch; the step's is the mean over all of its rows. It does
+    not evaluate: scores and errors are measured by ``inhibitor.evaluate`` and ``inhibitor.distill.measure``.
 
     Args:
         title: What its progress bar says.
@@ -40,8 +41,8 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
         **kwargs: As for ``Trainer``. The two newest checkpoints are kept, whatever ``save_total_limit`` says.
 
     Attributes:
-        trained_seconds: Spent in steps and in waiting for their data, over all interruptions; without evaluation,
-            checkpoints and the first batch of an epoch.
+        trained_seconds: Spent in steps and in waiting for their data, over all interruptions; without checkpoints and
+            the first batch of an epoch.
         checkpoint_seconds: Spent in writing checkpoints, over all interruptions.
         checkpoint_count: How many these were.
     """
@@ -366,9 +367,6 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
             self.trainer.trained_seconds += self.since - before
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.since = None
-
-    def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.since = None
 
     def on_epoch_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

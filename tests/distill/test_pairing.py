@@ -64,10 +64,23 @@ def test_a_converted_student_stays_as_it_is(recipe, tmp_path):
         inhibitor_layers(first.student)[0].gamma.fill_(7.0)
     first.student.save_pretrained(tmp_path / "student")
     first.student_tokenizer.save_pretrained(tmp_path / "student")
+    del recipe["calibration"]
     recipe["student"] = str(tmp_path / "student")
     found = load_pair(DistillConfig.parse(recipe))
     assert not found.converted
     assert inhibitor_layers(found.student)[0].gamma.tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("asked", [{"inhibitor": {"per": "layer"}}, {"calibration": {"sequences": 2}}])
+def test_what_a_recipe_asks_of_the_conversion_is_not_lost_on_a_converted_student(recipe, tmp_path, asked):
+    first = load_pair(DistillConfig.parse(recipe))
+    first.student.save_pretrained(tmp_path / "student")
+    first.student_tokenizer.save_pretrained(tmp_path / "student")
+    recipe = {key: value for key, value in recipe.items() if key not in ("inhibitor", "calibration")}
+    recipe["student"] = str(tmp_path / "student")
+    assert not load_pair(DistillConfig.parse(recipe)).converted
+    with pytest.raises(ConfigError, match=f"{next(iter(asked))}: expected nothing, for .*student has inhibitor"):
+        load_pair(DistillConfig.parse({**recipe, **asked}))
 
 
 def moved(source, folder, auto_class=AutoModel, **options):
@@ -231,4 +244,4 @@ def test_another_size(recipe, teacher, tmp_path, stage, message):
 
 def test_rows_longer_than_a_model_reads(task_recipe):
     task_recipe["stages"][0]["max_length"] = 200
-    refused(task_recipe, "max_length of the task stage of at most 128, got 200")
+    refused(task_recipe, "a max_length of at most 128, got 200")

@@ -38,8 +38,8 @@ def test_what_no_state_names_goes(kept, teacher):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "progress.json", "config.json", "manifest.json"])
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "missing"])
-def test_a_damaged_one_is_named_and_passed_over(kept, file, fault, capsys):
-    states, _ = kept
+def test_a_damaged_one_is_named_and_passed_over(kept, file, fault, teacher, capsys):
+    states, student = kept
     path = states.folder / "second" / file
     content = path.read_bytes()
     middle = len(content) // 2
@@ -53,9 +53,28 @@ def test_a_damaged_one_is_named_and_passed_over(kept, file, fault, capsys):
     said = capsys.readouterr().err
     assert "second is damaged" in said
     assert file in said
+    assert "goes on from 'first'" in said
     assert (states.folder / "damaged-second").is_dir()
     assert states.newest() == ("first", {"saves": 1})
     assert not capsys.readouterr().err  # said once
+    states.save("third", student, AutoTokenizer.from_pretrained(teacher), {"saves": 3}, keep=["first"])
+    assert {path.name for path in states.folder.iterdir()} == {"damaged-second", "first", "third"}
+
+
+def test_where_all_are_damaged_the_run_begins_anew(kept, capsys):
+    states, _ = kept
+    for name in ("first", "second"):
+        (states.folder / name / "config.json").unlink()
+    assert states.newest() is None
+    assert capsys.readouterr().err.count("begins anew") == 2
+
+
+def test_a_strangers_file_is_left_alone(kept, teacher):
+    states, student = kept
+    (states.folder / ".DS_Store").touch()
+    assert states.newest() == ("second", {"saves": 2})
+    states.save("third", student, AutoTokenizer.from_pretrained(teacher), {"saves": 3}, keep=[])
+    assert {path.name for path in states.folder.iterdir()} == {".DS_Store", "third"}
 
 
 def test_a_state_half_written_is_none(kept):

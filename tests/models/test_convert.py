@@ -1,11 +1,13 @@
 """Conversion, saving, loading: an inhibitor model stays one, or fails loudly."""
 
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,9 +24,10 @@ from transformers import (
 
 import inhibitor
 from inhibitor.errors import InhibitorError, ModelError
+from inhibitor.models import classes
 from inhibitor.models.attention import NAME, inhibitor_layers
 from inhibitor.models.config import InhibitorConfig
-from inhibitor.models.families import FAMILIES
+from inhibitor.models.families import FAMILIES, longest_input
 
 SIZES = {"vocab_size": 64, "max_position_embeddings": 64, "num_labels": 3, "initializer_range": 0.3}
 ACTIVE = InhibitorConfig(delta=0.0)  # with small random weights, a larger shift would inhibit every value
@@ -147,6 +150,16 @@ def test_chosen_layers_only(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_input_is_read_and_no_longer_one(family):
+    model = softmax_model(family, AutoModel)
+    longest = longest_input(model)
+    assert longest is not None
+    assert model(torch.full((1, longest), 7)).last_hidden_state.shape[1] == longest
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest + 1), 7))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family):
     model = inhibitor.convert(softmax_model(family), ACTIVE)
     together = batch((9, 4, 1))
@@ -166,6 +179,46 @@ def test_output_attentions_is_the_inhibition():
     assert bool((attentions[0] >= 0).all())
     assert bool(torch.isinf(attentions[0][1, :, :, 3:]).all())
     assert bool(torch.isfinite(attentions[0][0]).all())
+
+
+def test_output_attentions_of_some_layers_alone_is_refused():
+    model = inhibitor.convert(softmax_model(), InhibitorConfig(layers=(1,)))
+    with pytest.raises(ModelError, match="output_attentions"):
+        model(**batch(), output_attentions=True)
+
+
+def test_a_model_goes_through_pickle_into_another_process(tmp_path):
+    model = inhibitor.convert(softmax_model(), ACTIVE)
+    with torch.no_grad():
+        logits = model(**batch()).logits
+    (tmp_path / "model").write_bytes(pickle.dumps((model, batch(), logits)))
+    program = """import pickle, sys, torch
+model, batch, logits = pickle.load(open(sys.argv[1], "rb"))
+with torch.no_grad():
+    assert torch.equal(model(**batch).logits, logits)
+print(type(model).__name__, type(model.base_model).__name__, type(model.config).__name__)"""
+    command = [sys.executable, "-c", program, str(tmp_path / "model")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["InhibitorBertForSequenceClassification", "InhibitorBertModel", "InhibitorBertConfig"]
+
+
+def test_the_module_of_the_classes_knows_no_other_name():
+    assert classes.InhibitorBertModel is type(inhibitor.convert(softmax_model(auto_class=AutoModel)))
+    for name in ("InhibitorGPT2Model", "InhibitorAutoModel", "BertModel", "Inhibitor"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(classes, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_model_within_cannot_be_set_to_softmax_either(family, loaded, tmp_path):
+    model = inhibitor.convert(softmax_model(family))
+    if loaded:
+        model.save_pretrained(tmp_path)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for part in (model, model.base_model):
+        with pytest.raises(ModelError, match="attn_implementation"):
+            part.set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("loaded", [False, True])
@@ -252,3 +305,14 @@ def test_a_model_from_a_folder_changes_its_type_too(tiny_bert):
     assert model.config.model_type == "inhibitor-bert"
     with pytest.raises(InhibitorError, match="a converted one"):
         inhibitor.convert(model)
+
+
+@pytest.mark.parametrize("given", ["minilm", nn.Linear(2, 2), nn.DataParallel(BertModel(CONFIGS["bert"]()))])
+def test_what_is_no_model_of_transformers_is_refused(given):
+    with pytest.raises(ModelError, match="expected PreTrainedModel"):
+        inhibitor.convert(given)
+
+
+def test_plain_data_is_no_configuration():
+    with pytest.raises(ModelError, match=r"expected InhibitorConfig, got dict\. InhibitorConfig\.parse"):
+        inhibitor.convert(softmax_model(), {"per": "layer"})  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from inhibitor import InhibitorConfig, convert
 from inhibitor.errors import ModelError
+from inhibitor.models import classes
 from inhibitor.models.difference import DIFFERENCE, write_difference
 from inhibitor.models.loading import load_pretrained
 
@@ -104,6 +105,27 @@ def test_a_classifier_of_it_has_a_new_head_and_nothing_else(folder, student):
     assert model.config._name_or_path == str(folder)
 
 
+def test_its_class_loads_it_with_options(folder):
+    model = classes.InhibitorBertForSequenceClassification.from_pretrained(
+        folder, num_labels=5, output_hidden_states=True
+    )
+    assert (model.classifier.weight.shape[0], model.config.output_hidden_states) == (5, True)
+    with pytest.raises(ValueError, match="state_dict"):  # as for any model
+        classes.InhibitorBertForSequenceClassification.from_pretrained(folder, state_dict=model.state_dict())
+
+
+def test_it_loads_from_a_folder_within_and_from_the_hubs_cache(folder, student, tmp_path, monkeypatch):
+    theirs = AutoModel.from_pretrained(folder).state_dict()
+    within = AutoModel.from_pretrained(tmp_path, subfolder=folder.name)
+    snapshot = tmp_path / "hub" / "models--our--student" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    cached = AutoModel.from_pretrained("our/student", cache_dir=tmp_path / "hub", local_files_only=True)
+    for model in (within, cached):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_model_saved_into_its_folder_takes_its_place(folder):
     model = AutoModel.from_pretrained(folder)
     with torch.no_grad():
@@ -144,7 +166,10 @@ def other_teacher(folder):
 
 FAULTS = {
     "another teacher": (other_teacher, "its teacher .*expected weights with the SHA-256 .*another one gives"),
-    "no teacher": (lambda folder: shutil.rmtree(folder.parent / "teacher"), "expected weights in one file"),
+    "no teacher": (
+        lambda folder: shutil.rmtree(folder.parent / "teacher"),
+        "its teacher .*expected a model folder with config.json, got no folder",
+    ),
     "no header": (lambda folder: rewrite(folder, teacher=""), "a difference of format 1"),
     "broken header": (lambda folder: rewrite(folder, equal="["), "a difference of format 1"),
     "format of tomorrow": (lambda folder: rewrite(folder, format="2"), "got format 2.*update inhibitor"),
@@ -179,3 +204,11 @@ def test_it_never_comes_back_as_a_softmax_model(folder):
     result = subprocess.run([sys.executable, "-c", without_us], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "inhibitor-bert" in result.stderr
+
+
+def test_a_teachers_folder_is_found_from_everywhere(student, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(student, teacher.name, tmp_path / "student")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    AutoModel.from_pretrained(tmp_path / "student")

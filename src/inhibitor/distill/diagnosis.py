@@ -113,6 +113,14 @@ def _add_keys(
         sums[name, layer] += (values * weight).sum((0, 2))
 
 
+def inhibited_share(attention: InhibitorAttention, tapped: Tapped) -> float:
+    """The share of value entries in sight that come through as 0, over all heads and at most QUERIES queries."""
+    stride = -(-tapped.query.shape[2] // QUERIES)
+    passed, inhibited = _passed(attention, tapped, stride)
+    entries = tapped.value.shape[-1] * _allowed(tapped, stride).expand_as(passed).sum()
+    return (inhibited.sum() / entries).item()
+
+
 def _allowed(tapped: Tapped, stride: int) -> Tensor:
     """Which keys every ``stride``-th query may see."""
     queries, keys = tapped.query.shape[2], tapped.key.shape[2]

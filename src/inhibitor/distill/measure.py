@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inhibitor.distill.diagnosis import inhibited_share
 from inhibitor.distill.losses import squared_errors
 from inhibitor.distill.observe import observe, on_teacher, readable
 from inhibitor.distill.teacher import Teacher
-from inhibitor.models.attention import PARAMETERS, Tapped, contexts, inhibitor_layers
-
-QUERIES = 32  # at most, on which the share of inhibited values is counted
+from inhibitor.models.attention import PARAMETERS, contexts, inhibitor_layers
 
 
 @torch.no_grad()
@@ -98,28 +97,13 @@ class Trace:
             if context.shape == target.shape:
                 error, size = squared_errors(context, target, self.mask)
                 traced[f"context_error/{layer}"] = (error / size).item()
-            z = attention.inhibition(*_attended(found[layer]))
-            traced[f"inhibited/{layer}"] = _inhibited(z, found[layer].value)
+            traced[f"inhibited/{layer}"] = inhibited_share(attention, found[layer])
             traced |= {
                 f"{name}/{layer}": values.mean().item()
                 for name in PARAMETERS
                 if (values := getattr(attention, name)) is not None
             }
         return traced
-
-
-def _attended(tapped: Tapped) -> tuple[Tensor, Tensor, Tensor | None, bool, float]:
-    """The arguments of ``InhibitorAttention.inhibition``."""
-    return tapped.query, tapped.key, tapped.attn_mask, tapped.is_causal, tapped.scale
-
-
-def _inhibited(z: Tensor, value: Tensor) -> float:
-    """The share of the values in sight, of (batch, heads, queries, keys) pairs, that |v| ≤ z sets to 0."""
-    z = z[:, :, :: max(1, -(-z.shape[2] // QUERIES))]
-    seen = z.isfinite()
-    size = value.abs().repeat_interleave(z.shape[1] // value.shape[1], 1)
-    inhibited = sum(((size[..., feature].unsqueeze(2) <= z) & seen).sum() for feature in range(size.shape[-1]))
-    return (inhibited / (seen.sum() * size.shape[-1])).item()
 
 
 def step(logs: Mapping[str, Any], layer: int | None) -> dict[str, Any]:
@@ -165,7 +149,7 @@ def attention_example(
     weights = torch.softmax(theirs.query @ theirs.key.mT * theirs.scale, -1)[0]
     entropy = -torch.special.xlogy(weights, weights).sum(-1).mean(-1)
     head = int(entropy.argmin())
-    inhibition = layers[layer].inhibition(*_attended(ours))[0, head]
+    inhibition = layers[layer].inhibition(ours.query, ours.key, ours.attn_mask, ours.is_causal, ours.scale)[0, head]
     return {
         "text": text,
         "tokens": tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist()),

@@ -16,10 +16,18 @@ from transformers import (
 )
 
 from inhibitor.data.tasks import get_task
-from inhibitor.distill.recipe import DistillConfig, JointStage, LayerwiseStage, TaskStage, WholeModel
-from inhibitor.errors import ModelError
-from inhibitor.evaluate.evaluate import check_classes
-from inhibitor.models.attention import TEACHER
+from inhibitor.distill.recipe import (
+    CalibrationConfig,
+    DistillConfig,
+    JointStage,
+    LayerwiseStage,
+    TaskStage,
+    WholeModel,
+)
+from inhibitor.errors import ConfigError, ModelError
+from inhibitor.evaluate.evaluate import check_classes, check_pair
+from inhibitor.models.attention import TEACHER, inhibitor_layers
+from inhibitor.models.config import InhibitorConfig
 from inhibitor.models.convert import convert
 from inhibitor.models.families import PREFIX, layer_modules
 from inhibitor.models.loading import load_pretrained
@@ -53,6 +61,7 @@ def load_pair(config: DistillConfig) -> Pair:
 
     Raises:
         ModelError: One of them cannot be loaded, or they do not fit each other or the stages; it prints both sides.
+        ConfigError: A student that has inhibitor attention is to be given another, or to be calibrated.
     """
     auto_class = _auto_class(config)
     tokenizer = load_pretrained(AutoTokenizer, config.teacher)
@@ -81,10 +90,12 @@ def load_pair(config: DistillConfig) -> Pair:
         _check_tokenizers(config, tokenizer, student_tokenizer)
     layers = _layers(config, teacher, student)
     _check_sizes(config, teacher, student)
-    _check_lengths(config, {config.teacher: teacher, config.student or "the student": student}, tokenizer)
+    _check_inputs(config, {config.teacher: teacher, config.student or "the student": student}, tokenizer)
     softmax = not student.config.model_type.startswith(PREFIX)
     if softmax:
         convert(student, config.inhibitor)
+    else:
+        _check_conversion(config, student)
     return Pair(teacher.eval().requires_grad_(False), student.eval(), tokenizer, student_tokenizer, layers, softmax)
 
 
@@ -216,28 +227,29 @@ def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTr
             )
 
 
-def _check_lengths(
+def _check_inputs(
     config: DistillConfig, models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    asked = {"text.max_length": config.text.max_length} if config.text is not None else {}
-    for stage in config.stages:
-        if isinstance(stage, TaskStage):
-            asked["max_length of the task stage"] = stage.max_length or get_task(stage.task).max_length
+    tasks = [stage for stage in config.stages if isinstance(stage, TaskStage)]
+    lengths = [stage.max_length or get_task(stage.task).max_length for stage in tasks]
+    if config.text is not None:
+        lengths.append(config.text.max_length)
     for name, model in models.items():
-        longest = getattr(model.config, "max_position_embeddings", None)
-        vocabulary = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > vocabulary:
-            raise ModelError(
-                name,
-                expected=f"a tokenizer of at most {vocabulary} tokens",
-                got=f"one of {len(tokenizer)}",
-                remedy="Use the model's own tokenizer.",
+        check_pair(name, model, tokenizer, max(lengths))
+
+
+def _check_conversion(config: DistillConfig, student: PreTrainedModel) -> None:
+    """A student that has inhibitor attention keeps it: what a recipe asks of the conversion would be lost."""
+    has = next(iter(inhibitor_layers(student).values())).config
+    allowed = {"inhibitor": (InhibitorConfig(), has), "calibration": (CalibrationConfig(), None)}
+    for what, values in allowed.items():
+        if getattr(config, what) not in values:
+            raise ConfigError(
+                what,
+                expected=f"nothing, for {config.student} has inhibitor attention already",
+                got=str(getattr(config, what)),
+                remedy=f"Leave {what} out, or begin with a softmax student.",
             )
-        for what, length in asked.items():
-            if longest is not None and length > longest:
-                raise ModelError(
-                    name, expected=f"{what} of at most {longest}", got=str(length), remedy="Shorten the rows."
-                )
 
 
 def _check_tokenizers(config: DistillConfig, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:

@@ -59,7 +59,7 @@ class StageConfig(Config):
         learning_rate: The peak of the cosine schedule.
         inhibitor_learning_rate: That of γ, η, δ, ρ, τ and u, which are few and of order one.
         warmup_ratio: Share of the steps in which the rate rises.
-        weight_decay: AdamW's, on projection and feed-forward matrices.
+        weight_decay: AdamW's, on every matrix that is trained, embeddings too.
         bf16: Whether matrix products run in bfloat16; the operator accumulates in float32 all the same.
         checkpoints: How often the stage's state is saved, so that a killed run goes on from there.
     """

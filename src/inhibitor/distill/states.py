@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inhibitor.checkpoints import ASIDE, DAMAGED, Damaged, check, seal
+from inhibitor.checkpoints import ASIDE, DAMAGED, Damaged, check, seal, sweep
 from inhibitor.errors import notice
 from inhibitor.runs import write_text
 
@@ -35,34 +35,40 @@ class States:
         keep: Collection[str],
     ) -> None:
         """Write a state, then delete all others but those to keep."""
+        sweep(self.folder)
         aside = self.folder / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
         student.save_pretrained(aside / name)
         tokenizer.save_pretrained(aside / name)
         write_text(aside / name / PROGRESS, json.dumps(progress, indent=1))
-        if (self.folder / name).exists():
-            (self.folder / name).rename(aside / "replaced")
         seal(aside / name, self.folder / name, {"state": name})
-        for other in self.folder.iterdir():
+        for other in self._states():
             if other.name not in (name, *keep):
                 shutil.rmtree(other)
+        sweep(self.folder)
 
     def newest(self) -> tuple[str, dict[str, Any]] | None:
         """The name and progress of the newest whole state; a damaged one is named and kept as ``damaged-…``."""
         whole: dict[str, dict[str, Any]] = {}
-        for path in sorted(self.folder.glob("*")):
-            if path.name == ASIDE or path.name.startswith(DAMAGED):
-                continue
+        damaged: list[str] = []
+        for path in self._states():
             try:
                 check(path)
             except Damaged as fault:
                 kept = path.with_name(DAMAGED + path.name)
                 shutil.rmtree(kept, ignore_errors=True)
-                notice(f"{path} is damaged: {fault}. It is kept as {kept.name}; the run goes on from the state before.")
                 path.rename(kept)
+                damaged.append(f"{path} is damaged: {fault}. It is kept as {kept.name}")
             else:
                 whole[path.name] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        return max(whole.items(), key=lambda state: state[1]["saves"], default=None)
+        newest = max(whole.items(), key=lambda state: state[1]["saves"], default=None)
+        for said in damaged:
+            notice(f"{said}; the run {f'goes on from {newest[0]!r}' if newest else 'begins anew'}.")
+        return newest
+
+    def _states(self) -> list[Path]:
+        """The folders of states, whole or not."""
+        found = sorted(self.folder.glob("*"))
+        return [path for path in found if path.is_dir() and not path.name.startswith((ASIDE, DAMAGED))]
 
     def load(self, name: str, student: PreTrainedModel) -> None:
         """Put the weights of a state into a student."""

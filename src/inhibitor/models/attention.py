@@ -172,9 +172,20 @@ def inhibitor_forward(
     Returns:
         The context (batch, queries, heads, value_dim) and, where ``output_attentions`` asks for it, the inhibition Z
         (batch, heads, queries, keys): 0 lets a value pass whole, +inf is a key out of sight.
+
+    Raises:
+        ModelError: A softmax model, or ``output_attentions`` where some layers are not converted.
     """
     attention = getattr(module, NAME, None)
+    wanted = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
     if not isinstance(attention, InhibitorAttention):
+        if wanted:  # SDPA tells no weights, and transformers would close the gap without a word
+            raise ModelError(
+                "output_attentions",
+                expected="a model whose layers are all converted",
+                got="one with layers left on softmax",
+                remedy="Convert every layer, or ask for output_hidden_states.",
+            )
         if not hasattr(module.config, NAME):
             raise ModelError(
                 type(module).__name__,
@@ -189,7 +200,6 @@ def inhibitor_forward(
     causal = _is_causal(module, query, attention_mask, is_causal)
     context = attention(query, key, value, attention_mask, causal, scale).transpose(1, 2).contiguous()
     _report(module, query, key, value, attention_mask, causal, scale, context)
-    wanted = kwargs.get("output_attentions", getattr(module.config, "output_attentions", False))
     return context, attention.inhibition(query, key, attention_mask, causal, scale) if wanted else None
 
 

@@ -1,16 +1,16 @@
 """Inhibitor models as transformers knows them: a ``model_type`` and a class for each architecture.
 
 A converted BERT saves itself as ``inhibitor-bert``. ``AutoModel*.from_pretrained`` then finds an inhibitor model
-after ``import inhibitor``, and fails on an unknown type without it: it can never come back as a softmax model.
-Configurations are registered at import; model classes when the first such configuration is made, so that
-``import inhibitor`` loads no model code. A published student (``inhibitor publish``) loads by the same call, and its
-teacher with it.
+after ``import inhibitor``, and fails on an unknown type without it. Configurations are registered at import; model
+classes when the first such configuration is made, so that ``import inhibitor`` loads no model code. A published student
+(``inhibitor publish``) loads by the same call, and its teacher with it. Every class is found in this module by its
+name, as pickle looks for it.
 """
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -60,7 +60,7 @@ def _register_models(model_type: str) -> None:
 def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"]:
     """The inhibitor form of an architecture: ``InhibitorBertModel`` for ``BertModel``."""
     from inhibitor.models.attention import NAME, InhibitorAttention
-    from inhibitor.models.convert import attach
+    from inhibitor.models.convert import adopt, attach
     from inhibitor.models.int8 import attach_int8
 
     def refuse_other(attn_implementation: Any) -> None:
@@ -76,6 +76,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         refuse_other(config._attn_implementation)
         config._attn_implementation = NAME
         architecture.__init__(self, config, *args, **kwargs)
+        adopt(self)
         attach(self)
         attach_int8(self)
 
@@ -89,13 +90,14 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         refuse_other(attn_implementation)
 
     def from_pretrained(cls: Any, /, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        from inhibitor.models.difference import is_difference, read_difference
+        from inhibitor.models.difference import find_difference, read_difference
 
-        if name is None or not is_difference(Path(name)):
+        given = kwargs.get("state_dict") is not None
+        difference = None if name is None or given else find_difference(str(name), **kwargs)
+        if difference is None:
             return architecture.from_pretrained.__func__(cls, name, *args, config=config, **kwargs)
-        config = config or cls.config_class.from_pretrained(name)
-        weights = read_difference(Path(name))
-        found = architecture.from_pretrained.__func__(cls, None, *args, config=config, state_dict=weights, **kwargs)
+        kwargs["state_dict"] = read_difference(difference)
+        found = architecture.from_pretrained.__func__(cls, None, *args, config=config or str(name), **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         model.config._name_or_path = str(name)  # from which a pipeline takes the tokenizer
         return found
@@ -110,6 +112,17 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         "config_class": config_class(architecture.config_class.model_type),
     }
     return type(f"Inhibitor{architecture.__name__}", (architecture,), members)
+
+
+def __getattr__(name: str) -> Any:
+    plain = getattr(transformers, name.removeprefix("Inhibitor"), None) if name.startswith("Inhibitor") else None
+    for model_type in FAMILIES:
+        base = CONFIG_MAPPING[model_type]
+        if plain is base:
+            return config_class(model_type)
+        if getattr(plain, "config_class", None) is base:
+            return model_class(plain)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 for _model_type in FAMILIES:

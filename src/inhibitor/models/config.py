@@ -12,7 +12,8 @@ class InhibitorConfig(Config):
 
     Args:
         layers: Indices of the layers to convert, counted from 0; None converts all.
-        per: Whether all these are learned for each head, or shared by a layer's heads as in the authors' code.
+        per: Whether each head has γ, η, δ, ρ, τ and u of its own, or a layer's heads share them, as in the authors'
+            code.
         gamma: Initial γ, the slope of the score.
         eta: Initial η, the scale of the result.
         delta: Initial δ, the shift of the centred score.

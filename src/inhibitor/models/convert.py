@@ -23,15 +23,15 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
     yet a good one: calibrate or distil it.
 
     Args:
-        model: A BERT, DistilBERT, ELECTRA or RoBERTa model with any head.
+        model: A BERT, DistilBERT, ELECTRA or RoBERTa model with any head: the whole model, not the base model in it.
         config: What attention it gets; the default converts every layer with parameters per head.
 
     Returns:
         The same object.
 
     Raises:
-        ModelError: A model type without an entry, without attention interface, converted before, or layers it
-            does not have.
+        ModelError: No model of transformers, a model type without an entry, without attention interface, converted
+            before, or layers it does not have.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -40,6 +40,16 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
         'InhibitorBertModel'
     """
     config = config or InhibitorConfig()
+    for what, given, expected in (("model", model, PreTrainedModel), ("config", config, InhibitorConfig)):
+        if not isinstance(given, expected):
+            raise ModelError(
+                what,
+                expected=expected.__name__,
+                got=type(given).__name__,
+                remedy="Load it with AutoModel.from_pretrained, and convert it before it is wrapped."
+                if what == "model"
+                else "InhibitorConfig.parse reads plain data.",
+            )
     family = family_of(model)
     name = type(model).__name__
     if model.config.model_type.startswith(PREFIX):
@@ -60,11 +70,18 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
         if getattr(module, "config", None) is old:
             module.config = new
     new._attn_implementation = NAME
-    model.__class__ = model_class(model.__class__)
-    # __init__ would, and hidden_states depend on it. By name, as the registry keeps it; before 5.23 keys were names.
-    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
+    adopt(model)
     attach(model)
     return model
+
+
+def adopt(model: PreTrainedModel) -> None:
+    """Give a model and the base model within it their inhibitor classes, which refuse another attention."""
+    for part in {model, model.base_model}:
+        if not part.config_class.model_type.startswith(PREFIX):
+            part.__class__ = model_class(part.__class__)
+        # As __init__ registers a class, by its name, for hidden_states; before transformers 5.23 keys were names too.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(part)), part._can_record_outputs)
 
 
 def attach(model: PreTrainedModel) -> None:

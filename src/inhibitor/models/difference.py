@@ -16,22 +16,49 @@ so rounding it loses less than rounding the weights themselves would.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import cached_file
 
 from inhibitor.errors import ModelError
 from inhibitor.models.loading import DIFFERENCE, WEIGHTS, load_pretrained, weights_sha256
 
 FORMAT = "1"
+OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def is_difference(folder: Path) -> bool:
-    """Whether a folder holds a published student, and not weights that were saved into it later."""
-    return (folder / DIFFERENCE).is_file() and not any((folder / name).is_file() for name in WEIGHTS)
+def find_difference(name_or_path: str, **kwargs: Any) -> Path | None:
+    """Where a published student's difference lies, in its folder or in the hub's cache; None for any other model.
+
+    Args:
+        name_or_path: A folder, in which weights that were saved later go before the difference, or a hub id.
+        **kwargs: As for ``from_pretrained``, of which the hub's are read.
+    """
+    place = {name: kwargs[name] for name in OF_THE_HUB if name in kwargs}
+
+    def find(file: str) -> str | None:
+        found: str | None = cached_file(
+            name_or_path,
+            file,
+            **place,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        return found
+
+    found = find(DIFFERENCE)
+    return None if found is None or any(find(name) for name in WEIGHTS) else Path(found)
+
+
+def is_folder(name_or_path: str) -> bool:
+    """Whether a teacher is known on this machine only."""
+    return Path(name_or_path).expanduser().is_dir()
 
 
 def write_difference(student: PreTrainedModel, teacher: str, folder: Path) -> list[str]:
@@ -39,7 +66,8 @@ def write_difference(student: PreTrainedModel, teacher: str, folder: Path) -> li
 
     Args:
         student: A base model in float32; with a head, only its base model is written.
-        teacher: As ``load_pretrained`` takes it; it is looked for under this name again when the student is loaded.
+        teacher: As ``load_pretrained`` takes it; it is looked for under this name again when the student is loaded,
+            a folder under its whole path.
         folder: Where the file goes.
 
     Returns:
@@ -58,21 +86,21 @@ def write_difference(student: PreTrainedModel, teacher: str, folder: Path) -> li
             equal.append(name)
         else:
             tensors[name] = (ours - theirs[name]).to(torch.bfloat16).contiguous()
-    header = {"format": FORMAT, "teacher": teacher, "sha256": digest, "equal": json.dumps(equal)}
+    place = str(Path(teacher).expanduser().resolve()) if is_folder(teacher) else teacher
+    header = {"format": FORMAT, "teacher": place, "sha256": digest, "equal": json.dumps(equal)}
     save_file(tensors, folder / DIFFERENCE, metadata=header)
     return equal
 
 
-def read_difference(folder: Path) -> dict[str, Tensor]:
+def read_difference(path: Path) -> dict[str, Tensor]:
     """The student's weights in float32: the teacher's, with the difference added.
 
     Args:
-        folder: With a ``difference.safetensors``.
+        path: A ``difference.safetensors``.
 
     Raises:
         ModelError: The file says nothing of a teacher, or the teacher cannot be loaded or has other weights.
     """
-    path = folder / DIFFERENCE
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -88,7 +116,12 @@ def read_difference(folder: Path) -> dict[str, Tensor]:
             got=f"format {header.get('format', 'unknown')}",
             remedy="Publish the student anew, or update inhibitor.",
         )
-    found = weights_sha256(teacher)
+    try:
+        found = weights_sha256(teacher)
+    except ModelError as error:
+        raise ModelError(
+            f"{path}: its teacher {error.subject}", expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error
     if found != digest:
         raise ModelError(
             f"{path}: its teacher {teacher}",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from inhibitor.errors import ModelError
 
@@ -19,6 +20,7 @@ class Family:
         projections: Names of the query, key and value projections inside that module.
         output: Path from a layer to the projection of the attention's context.
         feed_forward: Paths from a layer to its feed-forward part: the first linear layer, its activation, the second.
+        pads_positions: Whether a token's position is counted from behind the padding token's id, as RoBERTa does.
     """
 
     model_type: str
@@ -27,6 +29,7 @@ class Family:
     projections: tuple[str, ...]
     output: str
     feed_forward: tuple[str, str, str]
+    pads_positions: bool = False
 
 
 def _like_bert(model_type: str) -> Family:
@@ -37,6 +40,7 @@ def _like_bert(model_type: str) -> Family:
         projections=("query", "key", "value"),
         output="attention.output.dense",
         feed_forward=("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+        pads_positions=model_type == "roberta",
     )
 
 
@@ -69,6 +73,15 @@ def family_of(model: nn.Module) -> Family:
             remedy="Add an entry to inhibitor.models.families if its attention goes through AttentionInterface.",
         )
     return family
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Tokens that a model reads at most; None where nothing limits them."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    family = FAMILIES.get(model.config.model_type.removeprefix(PREFIX))
+    if positions is None or family is None or not family.pads_positions:
+        return positions
+    return positions - int(model.config.pad_token_id) - 1
 
 
 def layer_modules(model: nn.Module) -> list[nn.Module]:

@@ -37,10 +37,8 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     Example:
         >>> model = load_pretrained(AutoModel, "minilm", dtype=torch.float32)
     """
-    path = _place(name_or_path)
     has_weights = auto_class not in (AutoConfig, AutoTokenizer)
-    if Path(path).exists() or path.startswith((".", "/", "~")):
-        _check_folder(Path(path), has_weights)
+    path = _place(name_or_path, has_weights)
     safetensors = {"use_safetensors": True} if has_weights else {}
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **safetensors, **kwargs)
@@ -83,9 +81,15 @@ def weights_sha256(name_or_path: str) -> str:
     return _sha256(Path(found))
 
 
-def _place(name_or_path: str) -> str:
-    """What transformers can load: a folder, or a hub id."""
-    return _minilm() if name_or_path == MINILM else name_or_path
+def _place(name_or_path: str, has_weights: bool = True) -> str:
+    """What transformers can load: a folder that holds a model, or a hub id."""
+    if name_or_path == MINILM:
+        return _minilm()
+    path = Path(name_or_path).expanduser()
+    if path.exists() or path.is_absolute() or name_or_path.startswith("."):
+        _check_folder(path, has_weights)
+        return str(path)
+    return name_or_path
 
 
 def _sha256(path: Path) -> str:

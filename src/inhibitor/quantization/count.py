@@ -15,7 +15,7 @@ from inhibitor.data.tasks import get_task
 from inhibitor.errors import ConfigError
 from inhibitor.models.attention import NAME, inhibitor_layers
 from inhibitor.models.config import InhibitorConfig, Int8Config
-from inhibitor.models.families import layer_modules
+from inhibitor.models.families import layer_modules, longest_input
 from inhibitor.models.int8 import integer_layers
 from inhibitor.models.loading import load_pretrained
 from inhibitor.quantization.quantize import quantize
@@ -41,7 +41,7 @@ def count(name: str, length: int) -> dict[str, Any]:
         ConfigError: It does not read so many tokens.
     """
     model = load_pretrained(AutoModel, name, dtype=torch.float32).eval()
-    longest = getattr(model.config, "max_position_embeddings", length)
+    longest = longest_input(model) or length
     if not 1 <= length <= longest:
         raise ConfigError(
             "--length", expected=f"1 to {longest} tokens", got=str(length), remedy="Choose one that the model reads."

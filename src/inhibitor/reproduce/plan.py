@@ -162,20 +162,18 @@ def configuration(config: ReproduceConfig, job: Job, results: Results) -> Finetu
         model = config.teacher if job.experiment == "e0" else student(config)
         return FinetuneConfig.parse({"model": model, **common, **training}, source=job.name)
     own = task.e2.model_dump(exclude={*Choices.model_fields, "before", "add_fine_tuning"})
-    of_student = job.experiment == "e1e2"
-    before = () if of_student else task.e2.before
-    return DistillConfig.parse(
-        {
-            **common,
-            "teacher": str(Run(config.output / _teacher(config, job, results)).model),
-            "student": student(config) if of_student else None,
-            "origin": config.teacher if of_student and task.e2.add_fine_tuning else None,
+    stage = {"kind": "task", **own, **training}
+    if job.experiment == "e1e2":
+        origin = config.teacher if task.e2.add_fine_tuning else None
+        begin: dict[str, Any] = {"student": student(config), "origin": origin, "stages": [stage]}
+    else:
+        begin = {
             "inhibitor": config.inhibitor.model_dump(),
             "calibration": config.calibration and config.calibration.model_dump(),
-            "stages": [*(stage.model_dump() for stage in before), {"kind": "task", **own, **training}],
-        },
-        source=job.name,
-    )
+            "stages": [*(before.model_dump() for before in task.e2.before), stage],
+        }
+    teacher = str(Run(config.output / _teacher(config, job, results)).model)
+    return DistillConfig.parse({**common, "teacher": teacher, **begin}, source=job.name)
 
 
 def _teacher(config: ReproduceConfig, job: Job, results: Results) -> str:
