@@ -157,12 +157,13 @@ tags: [inhibitor-attention, knowledge-distillation]
 # {self.name}
 
 {teacher} with inhibitor attention in layers {layers}: additions, comparisons and ReLU in the place of dot products and
-softmax. Distilled from {teacher} on {tokens:,} tokens of text. It has no head: fine-tune it.
+softmax. Distilled from {teacher} on {tokens:,} tokens of text. It has no head: fine-tune it. `{self.name}` stands for the
+path of this folder.
 
     inhibitor finetune --model {self.name} --task sst2 --output runs/sst2
 
 ```py
-import inhibitor
+import inhibitor  # the classes that Auto* finds; BertModel and its like would load softmax attention
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("{self.name}", num_labels=2)

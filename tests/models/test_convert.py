@@ -181,6 +181,16 @@ def test_output_attentions_is_the_inhibition():
     assert bool(torch.isfinite(attentions[0][0]).all())
 
 
+def test_output_attentions_are_asked_of_a_call(tmp_path):
+    model = inhibitor.convert(softmax_model())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"output_attentions: .* Call model\("):
+        model.config.output_attentions = True
+    with pytest.raises(ModelError, match=r"output_attentions: .* Call model\("):
+        AutoModel.from_pretrained(tmp_path, output_attentions=True)
+    assert AutoModel.from_pretrained(tmp_path, output_attentions=False).config.output_attentions is False
+
+
 def test_output_attentions_of_some_layers_alone_is_refused():
     model = inhibitor.convert(softmax_model(), InhibitorConfig(layers=(1,)))
     with pytest.raises(ModelError, match="output_attentions"):

@@ -100,9 +100,44 @@ def test_padding_and_neighbours_change_nothing(student, batches):
 
 def test_it_compiles_into_one_graph(student, batches):
     quantize(student, None, batches)
-    with torch.no_grad():
-        compiled = torch.compile(student, fullgraph=True, backend="aot_eager")(**batches[0]).logits
+    compiled = torch.compile(student, fullgraph=True, backend="aot_eager")(**batches[0]).logits
     torch.testing.assert_close(compiled, logits(student, batches[0]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_head_can_be_trained_on_top(student, batches, loaded, tmp_path):
+    quantize(student, None, batches)
+    if loaded:
+        student.save_pretrained(tmp_path)
+        student = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    student(**batches[0]).logits.sum().backward()
+    assert {name for name, weight in student.named_parameters() if weight.grad is not None} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_a_softmax_class_finds_no_weights_in_its_codes(student, batches, tmp_path):
+    quantize(student, None, batches).save_pretrained(tmp_path)
+    _, info = BertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {"encoder.layer.0.output.dense.weight", "embeddings.word_embeddings.weight"} <= set(info["missing_keys"])
+
+
+@pytest.mark.parametrize("given", [[], ["ids"], [torch.zeros(1, 4)], [{"ids": torch.zeros(1, 4)}]])
+def test_batches_that_are_none(student, given):
+    with pytest.raises(InhibitorError, match=r"batches|sentences"):
+        quantize(student, None, given)
+
+
+def test_a_configuration_that_is_none(student, batches):
+    with pytest.raises(InhibitorError, match="config: expected Int8Config, got dict"):
+        quantize(student, {"attention": 8}, batches)  # type: ignore[arg-type]
+
+
+def test_one_batch_alone(student, batches):
+    both = copy.deepcopy(student)
+    left, right = quantize(student, None, batches[0]), quantize(both, None, batches[:1])
+    assert torch.equal(logits(left, batches[0]), logits(right, batches[0]))
 
 
 def test_chosen_layers_only(tiny_bert, batches):
@@ -142,8 +177,12 @@ def test_it_runs_with_gradients_switched_on_but_passes_none(student, batches, tm
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     for model in (student, loaded):
         assert torch.equal(model(**batches[0]).logits, logits(student, batches[0]))
+        model.bert.encoder.layer[1].output.dense.bias.requires_grad_(True)
         with pytest.raises(InhibitorError, match="a gradient to pass on"):
             model(**batches[0]).logits.sum().backward()
+        model.bert.embeddings.LayerNorm.requires_grad_(True)
+        with pytest.raises(InhibitorError, match="an input that takes a gradient"):
+            model(**batches[0])
 
 
 def test_an_empty_model_has_the_parts_that_its_configuration_names(student, batches):

@@ -30,12 +30,26 @@ def config_class(model_type: str) -> type["PreTrainedConfig"]:
         base.__post_init__(self, **kwargs)
         _register_models(model_type)
 
+    def output_attentions(self: Any) -> Any:
+        return self._output_attentions
+
+    def set_output_attentions(self: Any, value: Any) -> None:
+        if value:  # transformers would ask for its eager softmax
+            raise ModelError(
+                "output_attentions",
+                expected="an argument of a call",
+                got="one of the configuration",
+                remedy="Call model(..., output_attentions=True).",
+            )
+        self._output_attentions = value
+
     name = f"Inhibitor{base.__name__}"
     members = {
         "__doc__": f"Configuration of a {model_type} model with inhibitor attention.",
         "__module__": __name__,
         "__post_init__": __post_init__,
         "model_type": PREFIX + model_type,
+        "output_attentions": property(output_attentions, set_output_attentions),
     }
     created: type[PreTrainedConfig] = type(name, (base,), members)
     AutoConfig.register(PREFIX + model_type, created)
@@ -61,7 +75,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
     """The inhibitor form of an architecture: ``InhibitorBertModel`` for ``BertModel``."""
     from inhibitor.models.attention import NAME, InhibitorAttention
     from inhibitor.models.convert import adopt, attach
-    from inhibitor.models.int8 import attach_int8
+    from inhibitor.models.int8 import attach_int8, freeze
 
     def refuse_other(attn_implementation: Any) -> None:
         if attn_implementation not in (None, NAME):
@@ -94,12 +108,14 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
 
         given = kwargs.get("state_dict") is not None
         difference = None if name is None or given else find_difference(str(name), **kwargs)
-        if difference is None:
-            return architecture.from_pretrained.__func__(cls, name, *args, config=config, **kwargs)
-        kwargs["state_dict"] = read_difference(difference)
-        found = architecture.from_pretrained.__func__(cls, None, *args, config=config or str(name), **kwargs)
+        source = name
+        if difference is not None:
+            source, config, kwargs["state_dict"] = None, config or str(name), read_difference(difference)
+        found = architecture.from_pretrained.__func__(cls, source, *args, config=config, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
-        model.config._name_or_path = str(name)  # from which a pipeline takes the tokenizer
+        if difference is not None:
+            model.config._name_or_path = str(name)  # from which a pipeline takes the tokenizer
+        freeze(model)
         return found
 
     members = {

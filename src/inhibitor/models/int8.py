@@ -137,7 +137,7 @@ class Int8Linear(nn.Module):
 
     multiplier: Tensor
     zero_point: Tensor
-    weight: Tensor
+    weight_codes: Tensor
     scale: Tensor
     output_multiplier: Tensor | None
     output_zero_point: Tensor | None
@@ -148,7 +148,7 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("multiplier", torch.ones(in_features))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
-        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("weight_codes", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.register_buffer("output_multiplier", torch.ones(()) if activation else None)
@@ -160,7 +160,7 @@ class Int8Linear(nn.Module):
         weight, scale = folded(linear.weight, multiplier)
         for mine, given in (("multiplier", multiplier), ("zero_point", zero_point), ("scale", scale)):
             getattr(self, mine).copy_(given)
-        self.weight.copy_(weight.round())
+        self.weight_codes.copy_(weight.round())
         if self.bias is not None:
             self.bias.copy_(linear.bias)
 
@@ -185,13 +185,20 @@ class Int8Linear(nn.Module):
             x: (…, in_features), floating point, or codes in uint8.
 
         Raises:
-            ModelError: Not on a CPU, or a gradient is asked for.
+            ModelError: Not on a CPU, or a gradient is asked for, of the input or of the bias.
             OperatorError: A number is NaN.
         """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ModelError(
+                "an int8 linear layer",
+                expected="inference",
+                got="an input that takes a gradient",
+                remedy="Train for integers with the float model (`integers` in a recipe), and quantize it afterwards.",
+            )
         found: Tensor = int8_linear(
             x if x.dtype == torch.uint8 else codes(x, self.multiplier, self.zero_point),
             self.zero_point,
-            self.weight,
+            self.weight_codes,
             self.scale,
             self.bias,
             self.activation or "none",
@@ -253,25 +260,25 @@ class Int8Embedding(nn.Module):
         embedding_dim: Their size.
     """
 
-    weight: Tensor
+    weight_codes: Tensor
     scale: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.register_buffer("weight", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
+        self.register_buffer("weight_codes", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(num_embeddings, 1))
 
     @torch.no_grad()
     def fill(self, embedding: nn.Embedding) -> None:
         """Take over a float table's rows."""
         rows, scale = in_steps(embedding.weight)
-        self.weight.copy_(rows.round())
+        self.weight_codes.copy_(rows.round())
         self.scale.copy_(scale)
 
     def forward(self, indices: Tensor) -> Tensor:
         """(…, embedding_dim) in float32, for integers of shape (…)."""
-        return self.weight[indices] * self.scale[indices]
+        return self.weight_codes[indices] * self.scale[indices]
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -380,6 +387,13 @@ def attach_int8(model: PreTrainedModel) -> None:
         )
     for part in list(parts(model, config)):
         model.set_submodule(part.path, empty(part, config))
+    freeze(model)
+
+
+def freeze(model: PreTrainedModel) -> None:
+    """Where ``model.config.int8`` has int8 linear layers, which pass no gradient on, train no more than the head."""
+    if (getattr(model.config, INT8, None) or {}).get("linear") == INT8:
+        model.base_model.requires_grad_(False)
 
 
 def integer_layers(model: nn.Module) -> dict[int, IntegerInhibitorAttention]:

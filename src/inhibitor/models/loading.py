@@ -49,7 +49,9 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
             name_or_path,
             expected=f"files that {auto_class.__name__} can load",
             got=" ".join(str(error).split())[:300],
-            remedy="Check the name, the connection and the files.",
+            remedy="Check its files."
+            if Path(path).is_dir()
+            else "No folder has that name, so it was looked for on the hub: check the name and the connection.",
         ) from error
     # where the files of a tokenizer are missing, transformers makes one of special tokens alone
     if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
@@ -86,7 +88,7 @@ def _place(name_or_path: str, has_weights: bool = True) -> str:
     if name_or_path == MINILM:
         return _minilm()
     path = Path(name_or_path).expanduser()
-    if path.exists() or path.is_absolute() or name_or_path.startswith("."):
+    if path.exists() or path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1:
         _check_folder(path, has_weights)
         return str(path)
     return name_or_path
@@ -132,7 +134,9 @@ def _check_folder(folder: Path, has_weights: bool) -> None:
             str(folder),
             expected="a model folder with config.json",
             got="no config.json" if folder.is_dir() else "no folder",
-            remedy="Name the folder that save_pretrained wrote.",
+            remedy=f"Name {folder / 'model'}, where the run's model lies."
+            if (folder / "model" / "config.json").is_file()
+            else "Name the folder that save_pretrained wrote.",
         )
     try:
         values = json.loads(config.read_text(encoding="utf-8"))

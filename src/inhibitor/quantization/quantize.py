@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inhibitor.errors import ModelError
+from inhibitor.errors import DataError, ModelError
 from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.config import Int8Config
 from inhibitor.models.families import PREFIX
-from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, integer_layers, parts
+from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, freeze, integer_layers, parts
 from inhibitor.quantization.calibrate import calibrate_attention, input_grid
 from inhibitor.quantization.samples import collect
 
@@ -28,15 +28,15 @@ def quantize(
         model: With inhibitor attention, in float32, in evaluation mode; changed in place.
         config: What becomes integers; the default is everything there is.
         batches: Inputs of the model, a few hundred sentences like those that it will read, with ``attention_mask``
-            where there is padding.
+            where there is padding; or one of them.
 
     Returns:
-        The same object.
+        The same object; with int8 linear layers all but its head is frozen.
 
     Raises:
         ModelError: A softmax model, one with int8 layers already, of another dtype, in training mode, with a γ or τ
             that is not above 0, or with an output layer that shares the embedding table.
-        DataError: No token in the batches, or NaN or infinity in some layer.
+        DataError: No inputs or no token in the batches, or NaN or infinity in some layer.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -48,6 +48,14 @@ def quantize(
     """
     config = config or Int8Config()
     check(model, config)
+    batches = list(batches) if not isinstance(batches, Mapping) else [batches]
+    if not all(isinstance(batch, Mapping) and "input_ids" in batch for batch in batches):
+        raise DataError(
+            "batches",
+            expected="a list of a model's inputs by name, with input_ids",
+            got=", ".join(sorted({type(batch).__name__ for batch in batches})),
+            remedy="For example [{'input_ids': ids, 'attention_mask': mask}].",
+        )
     found = list(parts(model, config))
     linears = {part.path: part.module for part in found if part.kind == "linear"}
     readers = {part.reader: part.path for part in found if part.reader is not None}
@@ -71,6 +79,7 @@ def quantize(
         if layer not in learned:
             calibrate_attention(attention, *samples.heads[layer], samples.largest[layer])
     model.config.int8 = config.model_dump(mode="json")
+    freeze(model)
     return model.eval()
 
 
@@ -80,6 +89,11 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     Raises:
         ModelError: As ``quantize`` does.
     """
+    for what, given, wanted in (("model", model, PreTrainedModel), ("config", config, Int8Config)):
+        if not isinstance(given, wanted):
+            raise ModelError(
+                what, expected=wanted.__name__, got=type(given).__name__, remedy="Int8Config.parse reads plain data."
+            )
     name = type(model).__name__
     before = getattr(model.config, INT8, None)
     rounded = [part for part in ("linear", "embeddings") if before is not None and before[part] == "fake"]
