@@ -157,8 +157,8 @@ tags: [inhibitor-attention, knowledge-distillation]
 # {self.name}
 
 {teacher} with inhibitor attention in layers {layers}: additions, comparisons and ReLU in the place of dot products and
-softmax. Distilled from {teacher} on {tokens:,} tokens of text. It has no head: fine-tune it. `{self.name}` stands for the
-path of this folder.
+softmax. Distilled from {teacher} on {tokens:,} tokens of text. It has no head: fine-tune it. `{self.name}` is the path
+of this folder.
 
     inhibitor finetune --model {self.name} --task sst2 --output runs/sst2
 

@@ -95,6 +95,30 @@ def finetune(
     }
 
 
+def distill_on(
+    task: str = "rte", *, teacher: str, scores: Sequence[float] = (0.5, 0.55, 0.6), taught: float = 0.625, seed: int = 0
+) -> dict[str, Any]:
+    """Metrics of a distillation on a task: what each state of the student scores, and its teacher."""
+    metrics = distill(layers=2, heads=2, words=6, seed=seed)
+    names = ("converted", "calibrated", "task")
+    states = [
+        {**state, "name": name, "scores": {"validation": {"accuracy": score}}}
+        for name, score, state in zip(names, scores, metrics["states"], strict=False)
+    ]
+    return {
+        **metrics,
+        "teacher": teacher,
+        "task": task,
+        "states": states,
+        "stages": [],
+        "parameters": {},
+        "attention": None,
+        "teacher_scores": {"validation": {"accuracy": taught}},
+        "rows": {"train": 2490, "validation": 277},
+        "truncated": {"train": 30, "validation": 4},
+    }
+
+
 def quantize(
     task: str = "sst2", *, model: str = "runs/e1/model", before: float = 0.894, after: float = 0.889, seed: int = 0
 ) -> dict[str, Any]:
@@ -131,11 +155,12 @@ def quantize(
     }
 
 
-def write(folder: Path, metrics: dict[str, Any]) -> Path:
+def write(folder: Path, metrics: dict[str, Any], config: str = "") -> Path:
     """A run folder that holds ``metrics``."""
     folder.mkdir(parents=True)
+    config = config or f"kind: {metrics['kind']}\nseed: {metrics['seed']}\n"
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    (folder / "config.yaml").write_text(f"kind: {metrics['kind']}\nseed: {metrics['seed']}\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps({"python": "3.12.1", "torch": "2.10.0"}), encoding="utf-8")
     return folder
 
@@ -153,6 +178,17 @@ def experiment(root: Path, *, tasks: tuple[str, ...] = ("sst2", "mrpc"), seeds: 
             ):
                 metrics = finetune(task, model=model, attention=attention, score=score + shift, seed=seed)
                 runs.append(write(root / f"{task}-{name}-{seed}", metrics))
+    return runs
+
+
+def taught(root: Path, task: str = "rte", seeds: Sequence[int] = (0, 1)) -> list[Path]:
+    """A grid's distillations on a task, each seed taught by a run of its own, which is not written."""
+    runs = []
+    for seed in seeds:
+        teacher = f"{root.name}/e0/{task}/seed-{seed}/model"
+        metrics = distill_on(task, teacher=teacher, scores=(0.5, 0.55, 0.6 + 0.02 * seed), seed=seed)
+        folder = root / "e2" / task / f"seed-{seed}"
+        runs.append(write(folder, metrics, f"teacher: {teacher}\noutput: {folder}\nseed: {seed}\n"))
     return runs
 
 

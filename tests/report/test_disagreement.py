@@ -50,7 +50,7 @@ def test_rows_that_most_students_lose_come_first_with_their_texts(reviews, tmp_p
     runs.append(student(tmp_path / "s0", reviews, [(2, 1.0), (3, 9.0), (5, 1.0)]))
     runs.append(student(tmp_path / "s1", reviews, [(2, 1.0), (4, 5.0)], seed=1))
     read = read_runs(runs)
-    counts, examples = disagreements(pairs(studies(read), read))
+    counts, examples = disagreements(pairs(studies(read)))
     assert [row[1:7] for row in counts.rows] == [("0", "24", "21", "2", "0", "1"), ("1", "24", "21", "2", "1", "0")]
     assert [row[0] for row in examples.rows] == [ROWS[row]["sentence"] for row in (2, 3, 4)]
     names = ["negative", "positive"]
@@ -72,7 +72,7 @@ def test_without_its_data_rows_are_numbered(reviews, tmp_path):  # noqa: F811
     for data in (nowhere, other):
         place = tmp_path / f"runs-{data.name}"
         read = read_runs([run(place / "teacher", data), student(place / "student", data, [(2, 1.0)])])
-        _, examples = disagreements(pairs(studies(read), read))
+        _, examples = disagreements(pairs(studies(read)))
         assert examples.rows[0][0] == "validation, row 3"
         assert "not where the teacher's run had them" in examples.notes[1]
 
@@ -82,12 +82,22 @@ def test_runs_without_predictions_or_of_other_seeds_and_rows_are_left_out(review
     runs = [run(tmp_path / "teacher", reviews), bare]
     runs += [student(tmp_path / f"s{seed}", reviews, [(2, 1.0)], seed=seed) for seed in (1, 2)]
     read = read_runs(runs)
-    assert disagreements(pairs(studies(read), read)) == []
+    assert disagreements(pairs(studies(read))) == []
     assert "Where teacher and student differ" not in write_report(runs, tmp_path / "report.html").read_text()
     other = student(tmp_path / "other", reviews, [])
     content = json.loads((other / "predictions.json").read_text())
     (other / "predictions.json").write_text(json.dumps({"validation": content["validation"][:-1]}))
     assert disagreements([Pair("reviews", "other", 0, runs[0], other)]) == []
+
+
+def test_a_distillation_on_a_task_finds_its_teacher_after_a_move(tmp_path):
+    students = samples.taught(tmp_path / "grid")
+    teachers = [samples.write(tmp_path / f"grid/e0/rte/seed-{seed}", samples.finetune("rte")) for seed in (0, 1)]
+    found = pairs(studies(read_runs(students)))
+    assert [(pair.label, pair.seed, pair.teacher, pair.student) for pair in found] == [
+        ("e2/rte", seed, teacher, student) for seed, teacher, student in zip((0, 1), teachers, students, strict=True)
+    ]
+    assert pairs(studies(read_runs(samples.taught(tmp_path / "alone")))) == []
 
 
 def test_a_grid_shows_them_on_its_page(reviews, tmp_path):  # noqa: F811
@@ -117,8 +127,7 @@ def test_a_distillation_on_a_task_is_compared_with_the_run_that_taught_it(tiny_b
     said = read_predictions(tmp_path / "e2", get_task("reviews"))
     assert said is not None
     assert sum(entry.right for entry in said.values()) / len(said) == pytest.approx(metrics["headline"])
-    read = read_runs([tmp_path / "e2"])
-    (found,) = pairs(studies(read), read)
+    (found,) = pairs(studies(read_runs([tmp_path / "e2"])))
     assert (found.task, found.teacher, found.student) == ("reviews", tmp_path / "teacher", tmp_path / "e2")
     counts = disagreements([found])[0]
     assert counts.rows[0][2] == "24"

@@ -1,7 +1,7 @@
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from inhibitor.errors import RunError
-from inhibitor.report import summarise, write_report
+from inhibitor.report import plots, summarise, write_report
 from inhibitor.report.heads import TITLES, heads_figure, positions_figure
 from inhibitor.report.look import PARAMETERS, style
-from inhibitor.report.page import _mirrored, _summary
-from inhibitor.report.plots import _parameters
-from inhibitor.report.records import Distill, read_runs
+from inhibitor.report.page import Svg, _finetuned, _mirrored, _summary
+from inhibitor.report.plots import _parameters, finetune_figure
+from inhibitor.report.records import Distill, Finetune, read_runs
 from inhibitor.report.results import studies, task_table
 
 from . import samples
@@ -233,6 +233,41 @@ def test_the_summary_says_the_key_numbers(tmp_path: Path) -> None:
     assert "Inhibitor attention in 6 layers, taught by sentence-transformers/all-MiniLM-L6-v2." in summary
     assert "12.0 million tokens (60 min)" in summary
     assert summary.endswith("the student (after full-layer) keeps 98.3 % of the teacher's score (MRPC, SST-2).")
+
+
+def test_the_summary_says_what_a_distillation_on_a_task_keeps(tmp_path: Path) -> None:
+    runs = samples.taught(tmp_path / "grid")
+    (summary,) = _summary(studies(read_runs(runs)))
+    assert "taught by e0/rte." in summary
+    assert summary.endswith("The student (after task) keeps 97.6 % of the teacher's score (RTE).")
+    page = Page(write_report(runs, tmp_path / "report.html"))
+    assert page.tags["table"] == 2
+    assert "<h2>Distillation e2/rte, seed 0</h2>" in page.text
+    assert "<summary>e2/rte/seed-1: distillation on RTE, seed 1</summary>" in page.text
+
+
+def test_two_models_of_one_name_are_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, int] = {}
+
+    def draw(runs: Mapping[str, Sequence[Finetune]]) -> None:
+        drawn.update({label: len(group) for label, group in runs.items()})
+
+    runs = [samples.write(tmp_path / name, samples.finetune(model=f"/data/{name}/e1/model")) for name in "ab"]
+    found = studies(read_runs(runs))
+    monkeypatch.setattr(plots, "finetune_figure", draw)
+    _finetuned("sst2", found, Svg())
+    assert drawn == {"a/e1 (softmax)": 1, "b/e1 (softmax)": 1}
+
+
+def test_epochs_and_steps_are_whole_numbers() -> None:
+    metrics = samples.finetune()
+    metrics |= {"history": metrics["history"][:1], "evaluations": metrics["evaluations"][:1]}
+    metrics["history"][0]["step"] = 1
+    figure = finetune_figure({"one": [Finetune.model_validate(metrics)]})
+    assert figure is not None
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
 
 
 @pytest.mark.parametrize("missing", [{"hidden_error"}, {"context_error"}, {"context_error", "hidden_error"}])

@@ -14,7 +14,7 @@ from . import samples
     [
         ("{", "Expecting"),
         ("\xff", "Expecting value"),
-        ("[]", "dict"),
+        ("[]", "list"),
         ('{"kind": "benchmark"}', "'distill'"),
         ('{"kind": "finetune"}', "task: Field required"),
         ("[" * 100_000, "recursion"),
@@ -68,11 +68,22 @@ def test_a_folder_named_twice_counts_once(tmp_path: Path) -> None:
     assert json.loads(runs.finetunings[0].versions)["torch"] == "2.10.0"
 
 
-def test_the_headline_is_a_metric_or_the_mean_of_all() -> None:
-    metrics = Finetune.model_validate(samples.finetune(score=0.9))
-    assert metrics.headline_metric() == "accuracy"
-    assert metrics.headline_by_epoch()[-1] == (3.0, 0.9)
-    assert metrics.rows_measured() == 872
-    mean = Finetune.model_validate({**samples.finetune(score=0.9), "headline": 0.905})
-    assert mean.headline_metric() == "accuracy / f1"
-    assert mean.headline_by_epoch()[0][1] == pytest.approx((0.876 + 0.9) / 2)
+def test_the_headline_is_the_first_metric_on_the_first_split() -> None:
+    scores = [
+        {"validation_matched": {"accuracy": score, "f1": 0.1}, "validation_mismatched": {"accuracy": 0.84}}
+        for score in (0.7, 0.8)
+    ]
+    changes = {
+        "scores": scores[-1],
+        "evaluations": [{"epoch": epoch, "scores": each} for epoch, each in enumerate(scores, 1)],
+        "rows": {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
+    }
+    metrics = Finetune.model_validate({**samples.finetune("mnli"), **changes})
+    assert (metrics.metric, metrics.headline, metrics.rows_measured) == ("accuracy", 0.8, 9815)
+    assert metrics.headline_by_epoch() == [(1, 0.7), (2, 0.8)]
+
+
+@pytest.mark.parametrize("scores", [{}, {"validation": {}}])
+def test_refuses_a_run_without_a_score(tmp_path: Path, scores: dict[str, dict[str, float]]) -> None:
+    with pytest.raises(RunError, match="at least 1 item"):
+        read_runs([samples.write(tmp_path / "run", {**samples.finetune(), "scores": scores})])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from inhibitor.evaluate.finetune import FinetuneConfig
 from inhibitor.report import summarise
 from inhibitor.report.records import read_runs
-from inhibitor.report.results import recipe, results_table, retention, short, studies, task_table
+from inhibitor.report.results import apart, recipe, results_table, retention, short, studies, task_table
 from inhibitor.report.tables import number
 
 from . import samples
@@ -15,7 +16,7 @@ from . import samples
 def test_one_row_per_state_with_errors_scores_and_retention(tmp_path: Path) -> None:
     runs = samples.experiment(tmp_path)
     (table,) = summarise(runs)
-    assert table.title == "Inhibitor attention in all-MiniLM-L6-v2"
+    assert table.title == f"Inhibitor attention in {samples.TEACHER}"
     assert list(table.columns) == ["state", "context error", "hidden error", "MRPC", "SST-2", "retention %"]
     rows = {row[0]: list(row[1:]) for row in table.rows}
     assert list(rows) == ["teacher", "converted", "calibrated", "after layer-wise", "after full-layer"]
@@ -67,7 +68,6 @@ def test_distillations_of_other_recipes_stay_apart(tmp_path: Path) -> None:
     first, second = studies(read_runs(runs))
     assert (first.name, second.name) == ("a/e1", "b/e1")
     assert [row[0] for row in summarise(runs)[0].rows][:2] == ["a/e1: teacher", "a/e1: converted"]
-    assert recipe(first.distillations[0]) == "kind: distill"
 
 
 def test_finds_the_state_from_a_relative_path_after_a_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,97 @@ def test_a_model_inside_a_run_that_was_not_named_is_not_attributed(tmp_path: Pat
     assert [study.name for study in found] == ["e1", "fine-tuned"]
 
 
+def test_a_distillation_on_a_task_has_its_own_scores(tmp_path: Path) -> None:
+    (table,) = summarise(samples.taught(tmp_path / "grid", seeds=[0]))
+    assert list(table.columns) == ["state", "context error", "hidden error", "RTE", "retention %"]
+    rows = {row[0]: row[3:] for row in table.rows}
+    assert rows == {
+        "teacher": ("62.5", "100.0"),
+        "converted": ("50.0", "80.0"),
+        "calibrated": ("55.0", "88.0"),
+        "after task": ("60.0", "96.0"),
+    }
+    assert table.title == "Inhibitor attention in e0/rte/seed-0"
+    assert any("of each state as it is" in note for note in table.notes)
+
+
+def test_seeds_of_a_distillation_on_a_task_become_one_study(tmp_path: Path) -> None:
+    found = studies(read_runs([run for task in ("rte", "wnli") for run in samples.taught(tmp_path / "grid", task)]))
+    assert [study.name for study in found] == ["e2/rte", "e2/wnli"]
+    assert [study.taught_by for study in found] == ["e0/rte", "e0/wnli"]
+    assert results_table(found).rows[3][3:] == ("61.0 ± 1.4", "-", "97.6")
+    tasks = task_table(found)
+    assert list(tasks.rows[2]) == ["RTE", "e2/rte: after task", "accuracy", "277", "62.5 ± 0.0", "61.0 ± 1.4", "97.6"]
+    cut = "longer than max_length, and cut: 30 of 2,490 rows of train, 4 of 277 rows of validation."
+    assert tasks.notes == (f"RTE: {cut}", f"WNLI: {cut}")
+
+
+def test_the_run_that_taught_a_distillation_is_its_teacher(tmp_path: Path) -> None:
+    runs = samples.taught(tmp_path / "grid", seeds=[0])
+    teacher = samples.write(tmp_path / "grid/e0/rte/seed-0", samples.finetune("rte", model="minilm", score=0.625))
+    (study,) = studies(read_runs([*runs, teacher]))
+    assert study.teacher is not None
+    assert study.teacher.scores("rte") == [62.5]
+    assert [folder.path for folder in study.teacher.finetunings["rte"]] == [teacher]
+
+
+def test_a_folded_configuration_of_two_seeds_is_one_recipe(tmp_path: Path) -> None:
+    place = "/home/user/a folder of runs that is so deep/and so wordy that its path is/written on two lines, rte/seed"
+    runs = []
+    for seed in (0, 1):
+        config = FinetuneConfig(model="minilm", task="rte", seed=seed, output=Path(f"{place} {seed}")).to_yaml()
+        assert "\n  " in config
+        runs.append(samples.write(tmp_path / str(seed), samples.finetune("rte", seed=seed), config))
+    first, second = read_runs(runs).finetunings
+    assert recipe(first) == recipe(second)
+    assert "learning_rate" in recipe(first)
+    assert summarise(runs)[0].notes[-1] == "Mean ± standard deviation of 2 runs."
+
+
+def test_rows_cut_and_rows_of_train_are_told(tmp_path: Path) -> None:
+    cut = {"truncated": {"train": 0, "validation": 36}}
+    runs = [
+        samples.write(tmp_path / "a", samples.finetune(model="a") | cut | {"overlap": {"validation": 12}}),
+        samples.write(tmp_path / "b", samples.finetune(model="b") | cut | {"overlap": {"validation": 0}}),
+    ]
+    assert task_table(studies(read_runs(runs))).notes == (
+        "SST-2: longer than max_length, and cut: 36 of 872 rows of validation.",
+        "SST-2, a (softmax): in train too: 12 of 872 rows of validation.",
+    )
+
+
+def test_names_that_would_be_one_keep_more_of_their_paths() -> None:
+    assert apart(["a/x/e1/model", "b/x/e1/model", "c/e2/model"]) == {
+        "a/x/e1/model": "a/x/e1",
+        "b/x/e1/model": "b/x/e1",
+        "c/e2/model": "e2",
+    }
+    assert apart(["/e1", "/e1/model", "e1"]) == {"/e1": "/e1", "/e1/model": "/e1/model", "e1": "e1"}
+
+
+def test_models_and_studies_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    models = [f"/data/{place}/e1/model" for place in "ab"]
+    runs = [samples.write(tmp_path / model[6], samples.finetune(model=model)) for model in models]
+    (study,) = studies(read_runs(runs))
+    assert [row.label for row in study.rows] == ["a/e1 (softmax)", "b/e1 (softmax)"]
+    places = [tmp_path / place / "same" / "e1" for place in ("x", "y", "z")]
+    found = studies(
+        read_runs([samples.write(path, samples.distill(layers=n, heads=1)) for n, path in enumerate(places, 2)])
+    )
+    assert [study.name for study in found] == ["x/same/e1", "y/same/e1", "z/same/e1"]
+
+
+def test_seeds_of_two_recipes_in_one_grid_keep_their_seeds(tmp_path: Path) -> None:
+    runs = samples.taught(tmp_path / "grid", seeds=[0, 1, 2, 3])
+    for run in runs[2:]:
+        (run / "config.yaml").write_text("epochs: 9\n", encoding="utf-8")
+    assert [study.name for study in studies(read_runs(runs))] == ["e2/rte/seed-0", "e2/rte/seed-2"]
+
+
 def test_short_names() -> None:
+    assert short("/grid/e0/wnli/seed-0/model") == short("grid/e0/wnli/seed-0") == "e0/wnli/seed-0"
+    assert short("grid/e1/wnli/seed-12/stages/full") == "e1/wnli/seed-12/full"
+    assert short("/seed-0") == "seed-0"
     assert short("bert-base-uncased") == "bert-base-uncased"
     assert short("/data/models/bert") == "bert"
     assert short("runs/e1/stages/full") == "e1/full"

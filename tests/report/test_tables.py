@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 import rich.console
 
-from inhibitor.report.tables import Table, number, plain, to_html, to_markdown, to_rich
+from inhibitor.report.tables import Table, number, plain, span, to_html, to_markdown, to_rich
 
 HOSTILE = "=cmd|' /C calc'!A0 \x1b[31m\u202e<script>alert(1)</script> | `x` [red]b[/red] $y$"
 
@@ -63,6 +63,19 @@ def test_the_terminal_aligns_numbers_right() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a         1.0" in shown
     assert "b       100.0" in shown
+
+
+def test_title_and_notes_may_be_wider_than_the_table() -> None:
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    title, note = "A title of some words", "A note that is wider than the table, on one line all the same."
+    console.print(to_rich(Table(title, ["a", "b"], [["1", "2"]], [note])))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == title
+    assert lines[-2:] == [note, ""]
+
+
+def test_a_span_names_equal_ends_once() -> None:
+    assert [span(counts) for counts in ([], [3], [3, 3], [4, 2, 3])] == ["", "3", "3", "2 to 4"]
 
 
 def test_markdown() -> None:

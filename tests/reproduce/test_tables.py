@@ -12,6 +12,7 @@ from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.output import to_latex, write_results
 from inhibitor.reproduce.published import GLUE, OFFICIAL_ROWS, PUBLISHED
 from inhibitor.reproduce.tables import columns, tables
+from tests.report import samples
 from tests.reproduce.conftest import record
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -143,6 +144,19 @@ def test_records_are_read_as_they_were_written(tmp_path):
 
 def test_the_commit_or_the_version_is_known():
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|inhibitor \S+", accuracy.commit())
+
+
+def test_rows_cut_or_in_train_too_are_told_of_runs_that_are_there(tmp_path):
+    counts = {"rows": {"train": 90, "validation": 10}, "truncated": {"train": 9, "validation": 0}}
+    taught = samples.distill_on("rte", teacher="e0/rte/seed-0/model") | counts
+    finetuned = samples.finetune("cola") | counts | {"overlap": {"validation": 3}}
+    for name, metrics in (("e2/rte/seed-0", taught), ("e0/cola/seed-1", finetuned)):
+        samples.write(tmp_path / name, metrics)
+    for path in write_results([*handwritten(), record("e2", "rte")], tmp_path)[1:]:
+        text = path.read_text()
+        assert "CoLA: longer than max_length, and cut: 9 of 90 rows of train." in text.replace(r"\_", "_")
+        assert "CoLA: in train too: 3 of 10 rows of validation." in text
+        assert "RTE: longer than max_length, and cut: 9 of 90 rows of train." in text.replace(r"\_", "_")
 
 
 def test_the_page_is_whole_and_latex_is_escaped(tmp_path):

@@ -20,4 +20,4 @@ def run(
     console = Console()
     for table in summarise(runs):
         console.print(to_rich(table))
-    console.print(f"Report: {write_report(runs, output)}", soft_wrap=True)
+    typer.echo(f"Report: {write_report(runs, output)}")

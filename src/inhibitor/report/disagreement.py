@@ -11,10 +11,9 @@ from inhibitor.data.tasks import Task
 from inhibitor.errors import ConfigError, DataError, RunError
 from inhibitor.evaluate.agreement import Agreement, Prediction, Row, compare, name, read_predictions, texts
 from inhibitor.evaluate.finetune import FinetuneConfig
-from inhibitor.report.records import Runs
-from inhibitor.report.results import TASKS, Study
+from inhibitor.report.results import TASKS, Study, in_order, places
 from inhibitor.report.tables import Table, number
-from inhibitor.runs import CONFIG, MODEL
+from inhibitor.runs import CONFIG, MODEL, Run
 
 EXAMPLES = 12  # rows of each task that are shown
 LONGEST = 240  # characters of a row that are shown
@@ -47,7 +46,7 @@ class _Compared:
     agreement: Agreement
 
 
-def pairs(found: Sequence[Study], runs: Runs) -> list[Pair]:
+def pairs(found: Sequence[Study]) -> list[Pair]:
     """Fine-tuned students with the teacher's run of the same seed; students of E2 with the run that taught them."""
     matched = []
     for study in found:
@@ -60,10 +59,11 @@ def pairs(found: Sequence[Study], runs: Runs) -> list[Pair]:
                     for folder in folders
                     if folder.metrics.seed in teachers
                 ]
-    for run in runs.distillations:
-        metrics, teacher = run.metrics, Path(run.metrics.teacher)
-        if metrics.task is not None and teacher.name == MODEL:
-            matched.append(Pair(metrics.task, run.name, metrics.seed, teacher.parent, run.path))
+        for run in study.distillations:
+            models = (place for place in places(run.metrics.teacher, run.path) if place.name == MODEL)
+            teacher = next((model.parent for model in models if Run(model.parent).finished), None)
+            if run.metrics.task is not None and teacher is not None:
+                matched.append(Pair(run.metrics.task, study.name, run.metrics.seed, teacher, run.path))
     return matched
 
 
@@ -85,9 +85,9 @@ def disagreements(found: Iterable[Pair]) -> list[Table]:
         except RunError:  # measured on other rows
             continue
         by_task.setdefault(pair.task, []).append(_Compared(pair, teacher, student, agreement))
-    order = list(TASKS)
-    shown = sorted(by_task, key=lambda task: (order.index(task) if task in order else len(order), task))
-    tables = (table for task in shown for table in (_counts(by_task[task]), _examples(KNOWN[task], by_task[task])))
+    tables = (
+        table for task in in_order(by_task) for table in (_counts(by_task[task]), _examples(KNOWN[task], by_task[task]))
+    )
     return [table for table in tables if table.rows]
 
 

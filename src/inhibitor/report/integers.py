@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from inhibitor.report.look import COLOURS, INK, labelled, style
 from inhibitor.report.records import Folder, Latency, Quantize
-from inhibitor.report.results import TASKS, recipe, short
-from inhibitor.report.tables import MISSING, Table, number, plain
+from inhibitor.report.results import TASKS, apart, recipe, short
+from inhibitor.report.tables import Table, number, per_cent, plain, span
 
 KINDS = {"embeddings": COLOURS[0], "attention": COLOURS[2], "linear": COLOURS[1]}
 
@@ -25,6 +25,7 @@ def quantized(folders: Sequence[Folder[Quantize]]) -> list[Group]:
 def integers_table(groups: Sequence[Group]) -> Table:
     """One row for each quantised model: score before and after, retention, size and time."""
     batches = sorted({latency.batch for group in groups for folder in group for latency in folder.metrics.latency})
+    names = apart(group[0].metrics.model for group in groups)
     rows = []
     for group in groups:
         every = [folder.metrics for folder in group]
@@ -35,7 +36,7 @@ def integers_table(groups: Sequence[Group]) -> Table:
         ]
         rows.append(
             [
-                short(first.model),
+                names[first.model],
                 _parts(first),
                 TASKS.get(first.task, first.task),
                 number([100 * metrics.headline_before for metrics in every], 1),
@@ -51,10 +52,8 @@ def integers_table(groups: Sequence[Group]) -> Table:
         "Before: all in float. Bits of attention; linear layers and embeddings have 8. Scores are × 100, MB the"
         " integers' weights, time in per cent of the float model's."
     ]
-    counts = sorted({len(group) for group in groups if len(group) > 1})
-    if counts:
-        span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-        notes.append(f"Mean ± standard deviation of {span} runs.")
+    if counts := [len(group) for group in groups if len(group) > 1]:
+        notes.append(f"Mean ± standard deviation of {span(counts)} runs.")
     return Table("Models in integers", columns, rows, notes, labels=3)
 
 
@@ -70,7 +69,7 @@ def cost_table(metrics: Quantize) -> Table:
     for split, scores in metrics.scores.items():
         for name, after in scores.items():
             before = metrics.scores_before[split][name]
-            kept = number(100 * after / before, 1) if before > 0 else MISSING
+            kept = per_cent(100 * after / before if before > 0 else None)
             rows.append([f"{name}, {split}, × 100", number(100 * before, 2), number(100 * after, 2), kept])
     size = metrics.bytes
     sizes = [number(side / 1e6) for side in (size.before, size.after)]
@@ -81,9 +80,9 @@ def cost_table(metrics: Quantize) -> Table:
         ]
         rows.append([f"{_call(latency)}, ms", *times, number(100 * latency.ratio)])
     machine, threads = metrics.machine, "thread" if metrics.machine.threads == 1 else "threads"
-    measured = metrics.rows_measured()
+    measured = [str(metrics.rows[split]) for split in metrics.scores if split in metrics.rows]
     notes = [
-        *([] if measured is None else [f"Scores on {measured} rows."]),
+        *([f"Scores on {' and '.join(measured)} rows."] if measured else []),
         f"The change of the logits lies {number(metrics.sqnr, 1)} dB below them.",
         f"Times: batch × tokens, median (interquartile range) on {machine.threads} {threads} of {machine.cpu}, taken"
         " in turn; the ratio is the median of the rounds' ratios.",
@@ -140,7 +139,7 @@ def parts_figure(metrics: Quantize) -> Figure | None:
     """A bar for each part quantised alone: what it does to the logits and to the score; None without parts."""
     if not metrics.parts:
         return None
-    score = f"{plain(metrics.headline_metric())} × 100"
+    score = f"{plain(metrics.metric)} × 100"
     changes = [_change(metrics, part.score) for part in metrics.parts]
     panels: tuple[tuple[str, str, list[float], float, Callable[[float], str]], ...] = (
         ("SQNR of the logits", "dB", [part.sqnr for part in metrics.parts], metrics.sqnr, "{:.1f}".format),

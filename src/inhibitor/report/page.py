@@ -3,9 +3,8 @@
 import colorsys
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
 
@@ -25,9 +24,21 @@ from inhibitor.report.integers import (
     worst,
 )
 from inhibitor.report.records import AnyMetrics, Distill, Energy, Finetune, Folder, Quantize, Stage, read_runs
-from inhibitor.report.results import STATES, TASKS, Study, results_table, retention, short, studies, task_table, tasks
+from inhibitor.report.results import (
+    STATES,
+    TASKS,
+    Row,
+    Study,
+    called,
+    results_table,
+    retention,
+    short,
+    studies,
+    task_table,
+    tasks,
+)
 from inhibitor.report.tables import Table, number, plain, to_html
-from inhibitor.runs import write_bytes, write_text
+from inhibitor.runs import CONFIG, VERSIONS, versions, write_bytes, write_text
 
 CURVES, PARTS = "curves.png", "parts.png"
 CAPTIONS = {
@@ -81,7 +92,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     if output.is_dir():
         raise RunError(str(output), expected="a file to write", got="a folder", remedy="Add a name, e.g. report.html.")
     found, groups = studies(read), quantized(read.quantizations)
-    differing = disagreements(pairs(found, read))
+    differing = disagreements(pairs(found))
     svg = Svg()
     sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
     sections += [_finetuned(task, found, svg) for task in tasks(found)]
@@ -90,7 +101,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     for folder in read.finetunings:
         _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})})
     results, *others = _overview(found, groups)
-    tables = [replace(results, title="Results"), *([task_table(found)] if read.finetunings else []), *others]
+    tables = [replace(results, title="Results"), *([task_table(found)] if tasks(found) else []), *others]
     summary = [*_summary(found), *(verdict(group[0].metrics) for group in groups)]
     page = PAGE.substitute(
         title=html.escape(results.title),
@@ -101,7 +112,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
         details="\n".join(
             [*map(_details, read.distillations), *map(_details, read.finetunings), *map(_details, read.quantizations)]
         ),
-        version=html.escape(_version()),
+        version=html.escape(versions()["inhibitor"]),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)
@@ -119,7 +130,7 @@ def _summary(found: Sequence[Study]) -> list[str]:
     paragraphs = []
     for study in found:
         sentences = [_distilled_sentence(study)] if study.distillations else []
-        if any(row.finetunings for row in (study.students if len(found) > 1 else study.rows)):
+        if any(row.tasks for row in (study.students if len(found) > 1 else study.rows)):
             sentences.append(_scores_sentence(study))
         paragraphs.append((f"{study.name}: " if len(found) > 1 else "") + " ".join(sentences))
     return paragraphs
@@ -136,7 +147,7 @@ def _distilled_sentence(study: Study) -> str:
     else:
         parts = [f"{what} from {study.error(first, kind)} to {study.error(last, kind)}" for kind, what in found.items()]
         errors = f"Distillation{_on(metrics.stages)} took the mean relative error {' and '.join(parts)}."
-    replaced = f"Inhibitor attention in {layers} layers, taught by {short(metrics.teacher)}."
+    replaced = f"Inhibitor attention in {layers} layers, taught by {study.taught_by}."
     return f"{replaced} {errors}" if found else replaced
 
 
@@ -146,19 +157,23 @@ def _on(stages: Sequence[Stage]) -> str:
 
 
 def _scores_sentence(study: Study) -> str:
-    row = [row for row in study.rows if row.finetunings][-1]
+    row = [row for row in study.rows if row.tasks][-1]
     who = row.label
     if study.distillations:
         who = "the teacher" if row is study.teacher else f"the student ({row.label})"
-    kept = retention(row, study.teacher, row.finetunings)
+    kept = retention(row, study.teacher, row.tasks)
     if kept is None or study.teacher is None or row is study.teacher:
         every = [
             f"{number(row.scores(task), 1)} on {TASKS.get(task, task)}" for task in tasks([study]) if row.scores(task)
         ]
-        return f"Fine-tuned, {who} reaches {', '.join(every)}."
+        return _sentence(row, f"{who} reaches {', '.join(every)}.")
     shared = [TASKS.get(task, task) for task in tasks([study]) if row.scores(task) and study.teacher.scores(task)]
     of = "the teacher's score" if study.distillations else f"the score of {study.teacher.label}"
-    return f"Fine-tuned, {who} keeps {number(kept, 1)} % of {of} ({', '.join(shared)})."
+    return _sentence(row, f"{who} keeps {number(kept, 1)} % of {of} ({', '.join(shared)}).")
+
+
+def _sentence(row: Row, words: str) -> str:
+    return words[0].upper() + words[1:] if row.distilled else f"Fine-tuned, {words}"
 
 
 def _distilled(folder: Folder[Distill], svg: "Svg", study: Study) -> str:
@@ -177,7 +192,7 @@ def _distilled(folder: Folder[Distill], svg: "Svg", study: Study) -> str:
     parts = [f'<p class="note">{html.escape(plain(_energy(metrics.energy)))}</p>'] if metrics.energy else []
     body = "\n".join([*parts, *(svg.figure(picture, captions[name]) for name, picture in pictures.items())])
     folded = folder is not study.distillations[0]
-    return _part(f"Distillation {folder.name if folded else study.name}, seed {metrics.seed}", body, folded)
+    return _part(f"Distillation {called(folder) if folded else study.name}, seed {metrics.seed}", body, folded)
 
 
 def _part(title: str, body: str, folded: bool) -> str:
@@ -213,7 +228,7 @@ def _quantized(folder: Folder[Quantize], svg: "Svg", group: Group) -> str:
         parts += [f"<p>{html.escape(plain(worst(metrics)))}</p>", svg.figure(picture, CAPTIONS[PARTS])]
     if metrics.clipped:
         parts.append(to_html(clipped_table(metrics)))
-    title = f"Quantisation {folder.name}, seed {metrics.seed}"
+    title = f"Quantisation {called(folder)}, seed {metrics.seed}"
     return _part(title, "\n".join(parts), folder is not group[0])
 
 
@@ -266,32 +281,23 @@ def _duration(seconds: float) -> str:
 
 
 def _details(folder: Folder[AnyMetrics]) -> str:
-    metrics = folder.metrics
-    what = "distillation"
-    if not isinstance(metrics, Distill):
-        verb = "fine-tuning" if isinstance(metrics, Finetune) else "quantisation"
-        what = f"{verb} on {TASKS.get(metrics.task, metrics.task)}"
-    parts = (("config.yaml", folder.config), ("versions.json", folder.versions))
-    texts = "".join(f"<h3>{name}</h3><pre>{html.escape(_lines(text))}</pre>" for name, text in parts)
-    name = html.escape(plain(f"{folder.name}: {what}, seed {metrics.seed}"))
-    return f"<details><summary>{name}</summary>{texts}</details>"
+    metrics, verbs = folder.metrics, {"distill": "distillation", "finetune": "fine-tuning", "quantize": "quantisation"}
+    task = "" if metrics.task is None else f" on {TASKS.get(metrics.task, metrics.task)}"
+    name = f"{called(folder)}: {verbs[metrics.kind]}{task}, seed {metrics.seed}"
+    return details(name, {CONFIG: folder.config, VERSIONS: folder.versions})
 
 
-def _lines(text: str) -> str:
-    return "\n".join(map(plain, text.strip().splitlines()))
+def details(title: str, files: Mapping[str, str]) -> str:
+    """Files by their names, folded away."""
+    texts = {name: "\n".join(map(plain, text.strip().splitlines())) for name, text in files.items()}
+    shown = "".join(f"<h3>{name}</h3><pre>{html.escape(text)}</pre>" for name, text in texts.items())
+    return f"<details><summary>{html.escape(plain(title))}</summary>{shown}</details>"
 
 
 def _save(folder: Folder[AnyMetrics], pictures: dict[str, Figure] | dict[str, Figure | None]) -> None:
     for name, picture in pictures.items():
         if picture:
             write_bytes(folder.path / name, plots.to_png(picture))
-
-
-def _version() -> str:
-    try:
-        return version("inhibitor")
-    except PackageNotFoundError:
-        return ""
 
 
 class Svg:

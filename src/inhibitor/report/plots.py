@@ -66,8 +66,9 @@ def finetune_figure(runs: Mapping[str, Sequence[Finetune]]) -> Figure | None:
             limits(loss, [step.loss for metrics in every for step in metrics.history])
         if score := axes.get("score"):
             task = plain(TASKS.get(every[0].task, every[0].task))
-            labelled(score, f"{task} score", "epoch", f"{plain(every[0].headline_metric())} × 100")
-            score.xaxis.set_major_locator(MaxNLocator(integer=True))
+            labelled(score, f"{task} score", "epoch", f"{plain(every[0].metric)} × 100")
+        for axis in axes.values():
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(runs) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(runs), 4))
         return figure

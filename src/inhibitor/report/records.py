@@ -1,6 +1,5 @@
 """What run folders say: ``metrics.json`` read and checked once, so that tables and plots can trust it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from inhibitor.errors import RunError
 from inhibitor.runs import CONFIG, METRICS, VERSIONS, Run
 
 Matrix: TypeAlias = list[list[float]]
+Scores: TypeAlias = Annotated[  # split, metric, value; the first metric on the first split is the headline
+    dict[str, Annotated[dict[str, float], Field(min_length=1)]], Field(min_length=1)
+]
 
 
 class _Record(BaseModel):
@@ -65,7 +67,7 @@ class Lengths(_Intervals):
 class State(_Record):
     """The student at one point of the recipe: relative squared errors against the teacher, per layer.
 
-    What has another shape in the student than in the teacher has no error.
+    What has another shape in the student than in the teacher has no error. A distillation on a task knows scores too.
     """
 
     name: str
@@ -75,6 +77,7 @@ class State(_Record):
     heads: Heads | None = None
     positions: Positions | None = None
     lengths: Lengths | None = None
+    scores: Scores | None = None
 
 
 class Traces(_Record):
@@ -162,8 +165,38 @@ class Energy(_Record):
     co2_grams: float | None = None
 
 
+class Scored(_Record):
+    """A model's scores on one task, and by what the rows are: how many, how many cut, how many that train has too."""
+
+    task: str
+    scores: Scores
+    rows: dict[str, int] = {}
+    truncated: dict[str, int] = {}
+    overlap: dict[str, int] = {}
+
+    @property
+    def split(self) -> str:
+        """The headline's."""
+        return next(iter(self.scores))
+
+    @property
+    def metric(self) -> str:
+        """The headline's."""
+        return next(iter(self.scores[self.split]))
+
+    @property
+    def headline(self) -> float:
+        """The first metric on the first split."""
+        return self.scores[self.split][self.metric]
+
+    @property
+    def rows_measured(self) -> int | None:
+        """Rows behind the headline."""
+        return self.rows.get(self.split)
+
+
 class Distill(_Record):
-    """Metrics of a distillation; of one on a task, its name too."""
+    """Metrics of a distillation; of one on a task, its name, its rows and the teacher's scores too."""
 
     kind: Literal["distill"]
     teacher: str
@@ -175,6 +208,9 @@ class Distill(_Record):
     parameters: dict[str, dict[str, Matrix]] = {}
     attention: Attention | None = None
     energy: Energy | None = None
+    teacher_scores: Scores | None = None
+    rows: dict[str, int] = {}
+    truncated: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -185,6 +221,12 @@ class Distill(_Record):
             raise ValueError("two states have one name")
         return self
 
+    def scored(self, scores: Scores | None) -> list[Scored]:
+        """The teacher's scores or a state's, with the task and its rows; none where there are none."""
+        if self.task is None or scores is None:
+            return []
+        return [Scored(task=self.task, scores=scores, rows=self.rows, truncated=self.truncated)]
+
 
 class Evaluation(_Record):
     """Scores after one epoch: split, metric, value."""
@@ -193,29 +235,14 @@ class Evaluation(_Record):
     scores: dict[str, dict[str, float]]
 
 
-class _Scored(_Record):
-    """A model's scores on one task: split, metric, value."""
+class _Model(Scored):
+    """What was scored, and with which seed."""
 
-    task: str
     model: str = Field(pattern=r"^[^\x00]+$")
     seed: int
-    scores: dict[str, dict[str, float]]
-    headline: float
-    rows: dict[str, int] = {}
-
-    def headline_metric(self) -> str:
-        """The metric that is the headline, or every metric where the headline is their mean."""
-        names = list(dict.fromkeys(name for split in self.scores.values() for name in split))
-        same = [name for name in names if any(split.get(name) == self.headline for split in self.scores.values())]
-        return same[0] if same else " / ".join(names)
-
-    def rows_measured(self) -> int | None:
-        """Rows of the splits that were scored."""
-        counts = [self.rows[split] for split in self.scores if split in self.rows]
-        return sum(counts) if counts else None
 
 
-class Finetune(_Scored):
+class Finetune(_Model):
     """Metrics of fine-tuning one model on one task."""
 
     kind: Literal["finetune"]
@@ -224,14 +251,9 @@ class Finetune(_Scored):
     evaluations: list[Evaluation] = []
 
     def headline_by_epoch(self) -> list[tuple[float, float]]:
-        """Epoch and headline score, in the headline's own metric."""
-        metric = self.headline_metric().split(" / ")
-        points = []
-        for evaluation in self.evaluations:
-            values = [v for split in evaluation.scores.values() for name, v in split.items() if name in metric]
-            if values:
-                points.append((evaluation.epoch, sum(values) / len(values)))
-        return points
+        """Epoch and headline."""
+        found = [(each.epoch, each.scores.get(self.split, {}).get(self.metric)) for each in self.evaluations]
+        return [(epoch, score) for epoch, score in found if score is not None]
 
 
 class Int8(_Record):
@@ -289,13 +311,12 @@ class Machine(_Record):
     threads: int
 
 
-class Quantize(_Scored):
+class Quantize(_Model):
     """Metrics of turning one fine-tuned model into integers."""
 
     kind: Literal["quantize"]
     int8: Int8
-    scores_before: dict[str, dict[str, float]]
-    headline_before: float
+    scores_before: Scores
     sqnr: float
     bytes: Bytes
     latency: list[Latency] = []
@@ -312,6 +333,11 @@ class Quantize(_Scored):
             raise ValueError("scores_before has not the splits and metrics of scores")
         return self
 
+    @property
+    def headline_before(self) -> float:
+        """The float model's headline."""
+        return self.scores_before[self.split][self.metric]
+
 
 AnyMetrics: TypeAlias = Distill | Finetune | Quantize
 Metrics = TypeVar("Metrics", bound=AnyMetrics, covariant=True)
@@ -327,11 +353,6 @@ class Folder(Generic[Metrics]):
     config: str
     versions: str
 
-    @property
-    def name(self) -> str:
-        """The folder's own name, without the path to it."""
-        return self.path.resolve().name
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -346,7 +367,7 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
     """Read finished run folders; one that is named twice counts once.
 
     Raises:
-        RunError: No folder at all, or one without a ``metrics.json`` of one of the three kinds.
+        RunError: No folder at all, or one without a whole ``metrics.json`` of one of the three kinds.
     """
     if not paths:
         raise RunError("runs", expected="at least one run folder", got="none", remedy="Name a finished run.")
@@ -368,8 +389,6 @@ def _metrics(path: Path) -> AnyMetrics:
     except ValidationError as error:
         first = error.errors()[0]
         fault = ": ".join(filter(None, (".".join(str(part) for part in first["loc"][1:]), first["msg"])))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        fault = " ".join(str(error).split())[:200]
     raise RunError(
         str(path),
         expected=f"a {METRICS} of kind 'distill', 'finetune' or 'quantize'",

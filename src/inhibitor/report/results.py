@@ -1,12 +1,13 @@
 """From runs to results: which score belongs to which state of which student, and the tables that say so."""
 
+import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inhibitor.report.records import AnyMetrics, Distill, Finetune, Folder, Runs, State
-from inhibitor.report.tables import MISSING, Table, number
+from inhibitor.report.records import AnyMetrics, Distill, Finetune, Folder, Runs, Scored, State
+from inhibitor.report.tables import MISSING, Table, number, per_cent, span
 from inhibitor.runs import MODEL
 
 TASKS = {
@@ -28,19 +29,32 @@ STATES = {
     "full": "after full-layer",
     "given": "given",
 }
+_SEED = re.compile(r"seed-\d+")
+_APART = re.compile(r"^(seed|model|output|teacher):.*(\n( .*)?)*", re.MULTILINE)  # a key with its indented lines
 
 
 @dataclass
 class Row:
-    """One model, or one state of the student: its errors (one per seed) and its fine-tuned scores by task."""
+    """One model, or one state of the student: its errors (one per seed), its scores as distilled and as fine-tuned."""
 
     label: str
     states: list[State] = field(default_factory=list)
     finetunings: dict[str, list[Folder[Finetune]]] = field(default_factory=dict)
+    distilled: list[Scored] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task with a score, in the usual order."""
+        return in_order({*self.finetunings, *(scored.task for scored in self.distilled)})
+
+    def measured(self, task: str) -> list[Scored]:
+        """What a distillation on this very task measured, or else the fine-tunings; one per run."""
+        own = [scored for scored in self.distilled if scored.task == task]
+        return own or [folder.metrics for folder in self.finetunings.get(task, [])]
 
     def scores(self, task: str) -> list[float]:
         """Headline scores × 100, one per run."""
-        return [100 * folder.metrics.headline for folder in self.finetunings.get(task, [])]
+        return [100 * scored.headline for scored in self.measured(task)]
 
 
 @dataclass
@@ -56,6 +70,12 @@ class Study:
     def rows(self) -> list[Row]:
         """The teacher, where there is one, then the students."""
         return [self.teacher, *self.students] if self.teacher else self.students
+
+    @property
+    def taught_by(self) -> str:
+        """The teacher's name, without the seed where there are several."""
+        name = short(self.distillations[0].metrics.teacher)
+        return name if len(self.distillations) == 1 else _seedless(name)
 
     def label(self, row: Row, among: Sequence["Study"]) -> str:
         """The row's label, with its study's name where there are several."""
@@ -77,48 +97,54 @@ def studies(runs: Runs) -> list[Study]:
     for folder in runs.distillations:
         metrics = folder.metrics
         names = tuple(state.name for state in metrics.states)
-        groups.setdefault((metrics.teacher, tuple(metrics.student.layers), names, recipe(folder)), []).append(folder)
-    found = [_distilled(group, runs.finetunings) for group in groups.values()]
-    taken = [study.name for study in found]
-    for study in found:
-        if taken.count(study.name) > 1:
-            study.name = "/".join(study.distillations[0].path.resolve().parts[-2:])
+        key = _seedless(metrics.teacher), metrics.task, tuple(metrics.student.layers), names, recipe(folder)
+        groups.setdefault(key, []).append(folder)
+    found = [
+        _distilled(name, group, runs.finetunings)
+        for name, group in zip(_names(groups.values()), groups.values(), strict=True)
+    ]
     placed = {folder.path for study in found for row in study.rows for f in row.finetunings.values() for folder in f}
     rest = [folder for folder in runs.finetunings if folder.path not in placed]
     return [*found, _compared(rest)] if rest else found
 
 
 def recipe(folder: Folder[AnyMetrics]) -> str:
-    """The configuration without what tells repetitions apart."""
-    lines = folder.config.splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("seed:", "model:", "output:")))
+    """The configuration without what tells repetitions apart, however many lines it takes."""
+    return re.sub(r"/seed-\d+\b", "", _APART.sub("", folder.config)).strip()
 
 
-def _distilled(group: list[Folder[Distill]], finetunings: Iterable[Folder[Finetune]]) -> Study:
-    states = [state.name for state in group[0].metrics.states]
-    rows = {
-        name: Row(STATES.get(name, f"after {name}"), [folder.metrics.states[index] for folder in group])
-        for index, name in enumerate(states)
-    }
-    teacher = Row("teacher")
+def _names(groups: Iterable[Sequence[Folder[Distill]]]) -> list[str]:
+    """Each group's name, after its first run; without the seed where it has several, if that keeps names apart."""
+    runs = {str(group[0].path.resolve()): len(group) for group in groups}
+    named = apart(runs)
+    bare = {run: name if runs[run] == 1 else _seedless(name) for run, name in named.items()}
+    return [name if list(bare.values()).count(name) == 1 else named[run] for run, name in bare.items()]
+
+
+def _distilled(name: str, group: list[Folder[Distill]], finetunings: Iterable[Folder[Finetune]]) -> Study:
+    every = [folder.metrics for folder in group]
+    rows = {}
+    for index, first in enumerate(every[0].states):
+        states = [metrics.states[index] for metrics in every]
+        own = [scored for metrics in every for scored in metrics.scored(metrics.states[index].scores)]
+        rows[first.name] = Row(STATES.get(first.name, f"after {first.name}"), states, distilled=own)
+    teacher = Row("teacher", distilled=[one for metrics in every for one in metrics.scored(metrics.teacher_scores)])
     for finetuning in finetunings:
-        name = next(filter(None, (_state(finetuning, folder) for folder in group)), None)
-        if name == "teacher" or name in rows:
-            row = rows.get(name, teacher)
+        state = next(filter(None, (_state(finetuning, folder) for folder in group)), None)
+        if state == "teacher" or state in rows:
+            row = rows.get(state, teacher)
             row.finetunings.setdefault(finetuning.metrics.task, []).append(finetuning)
-    return Study(group[0].name, group, teacher, list(rows.values()))
+    return Study(name, group, teacher, list(rows.values()))
 
 
 def _state(finetuning: Folder[Finetune], distillation: Folder[Distill]) -> str | None:
-    """The state of ``distillation`` that was fine-tuned, from where the model lay.
-
-    A relative path counts from the working folder or from a folder above the run, so that runs may move together.
-    """
+    """The state of ``distillation`` that was fine-tuned, from where the model lay; the run that taught it."""
     model, run = finetuning.metrics.model, distillation.path.resolve()
     if Path(model).resolve() == Path(distillation.metrics.teacher).resolve():
         return "teacher" if finetuning.metrics.attention == "softmax" else "converted"
-    for base in (Path.cwd(), *finetuning.path.resolve().parents):
-        place = (base / model).resolve()
+    if finetuning.path.resolve() / MODEL in places(distillation.metrics.teacher, distillation.path):
+        return "teacher"
+    for place in places(model, finetuning.path):
         if place.is_relative_to(run):
             match place.relative_to(run).parts:
                 case ("stages", stage, *_):
@@ -128,50 +154,97 @@ def _state(finetuning: Folder[Finetune], distillation: Folder[Distill]) -> str |
     return None
 
 
+def places(path: str, run: Path) -> Iterator[Path]:
+    """Where a path that a run names may lie: it counts from the working folder, or from a folder above the run.
+
+    So runs may move together.
+    """
+    return ((base / path).resolve() for base in (Path.cwd(), *run.resolve().parents))
+
+
 def _compared(finetunings: Sequence[Folder[Finetune]]) -> Study:
+    names = apart(folder.metrics.model for folder in finetunings)
     rows: dict[tuple[str, str], Row] = {}
     for folder in sorted(finetunings, key=lambda folder: folder.metrics.attention == "inhibitor"):
         model, attention = folder.metrics.model, folder.metrics.attention
-        row = rows.setdefault((attention, model), Row(f"{short(model)} ({attention})"))
+        row = rows.setdefault((attention, model), Row(f"{names[model]} ({attention})"))
         row.finetunings.setdefault(folder.metrics.task, []).append(folder)
     softmax = [row for (attention, _), row in rows.items() if attention == "softmax"]
     teacher = softmax[0] if len(softmax) == 1 < len(rows) else None
     return Study("fine-tuned", [], teacher, [row for row in rows.values() if row is not teacher])
 
 
-def short(model: str) -> str:
-    """A model's name without the path to it.
+def short(path: str, more: int = 0) -> str:
+    """The name of a model or a run: without the path to it, but for the two parts before "seed-0" and ``more`` parts.
 
     Example:
         >>> short("sentence-transformers/all-MiniLM-L6-v2"), short("/data/e1/stages/full"), short("/data/e1/model")
         ('sentence-transformers/all-MiniLM-L6-v2', 'e1/full', 'e1')
+        >>> short("grid/e2/wnli/seed-0/model"), short("/data/e1/model", more=1)
+        ('e2/wnli/seed-0', 'data/e1')
     """
-    match Path(model).parts:
-        case (_,) | (_, _) if not Path(model).is_absolute():
-            return model
-        case (*_, run, "stages", stage):
-            return f"{run}/{stage}"
-        case (*_, run, last) if last == MODEL:
-            return run
-        case (*_, last):
-            return last
-    return model
+    place = Path(path)
+    parts, last = place.parts[place.is_absolute() :], place.parts[:0]
+    if len(parts) <= 2 and not place.is_absolute():
+        return path
+    if len(parts) > 2 and parts[-2] == "stages":
+        parts, last = parts[:-2], parts[-1:]
+    elif len(parts) > 1 and parts[-1] == MODEL:
+        parts = parts[:-1]
+    kept = more + (3 if parts and _SEED.fullmatch(parts[-1]) else 1)
+    return "/".join((*parts[-kept:], *last)) if parts and (not more or kept <= len(parts)) else path
 
 
-def tasks(found: Iterable[Study]) -> list[str]:
-    """Every task with a score, in the usual order."""
-    names = {task for study in found for row in study.rows for task in row.finetunings}
+def apart(paths: Iterable[str]) -> dict[str, str]:
+    """A short name for each path; those that would share one keep more of their paths, until they differ."""
+    named, more = {path: short(path) for path in paths}, 0
+    while same := [path for path, name in named.items() if list(named.values()).count(name) > 1]:
+        more += 1
+        named |= {path: short(path, more) for path in same}
+    return named
+
+
+def called(folder: Folder[AnyMetrics]) -> str:
+    """A run's name, after its folder."""
+    return short(str(folder.path.resolve()))
+
+
+def _seedless(path: str) -> str:
+    """The path without "seed-0", which tells repetitions apart."""
+    return Path(*(part for part in Path(path).parts if not _SEED.fullmatch(part))).as_posix()
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Tasks in the usual order; those that it lacks come last, by name."""
     order = list(TASKS)
     return sorted(names, key=lambda task: (order.index(task) if task in order else len(order), task))
 
 
+def tasks(found: Iterable[Study]) -> list[str]:
+    """Every task with a score, in the usual order."""
+    return in_order({task for study in found for row in study.rows for task in row.tasks})
+
+
 def retention(row: Row, teacher: Row | None, among: Iterable[str]) -> float | None:
     """Student's mean score in per cent of the teacher's over the tasks that both have, or None."""
-    both = [task for task in among if row.finetunings.get(task) and teacher and teacher.finetunings.get(task)]
+    both = [task for task in among if row.scores(task) and teacher and teacher.scores(task)]
     if not teacher or not both:
         return None
     of_teacher = sum(statistics.fmean(teacher.scores(task)) for task in both)
     return 100 * sum(statistics.fmean(row.scores(task)) for task in both) / of_teacher if of_teacher > 0 else None
+
+
+def cautions(scored: Scored) -> list[str]:
+    """What to know of the rows behind a score: how many are longer than was read, how many are in train too."""
+    found = []
+    for what, counts in {"longer than max_length, and cut": scored.truncated, "in train too": scored.overlap}.items():
+        shares = [
+            f"{count:,} of {scored.rows[split]:,} rows of {split}"
+            for split, count in counts.items()
+            if count and split in scored.rows
+        ]
+        found += [f"{what}: {', '.join(shares)}."] if shares else []
+    return found
 
 
 def results_table(found: Sequence[Study]) -> Table:
@@ -184,12 +257,12 @@ def results_table(found: Sequence[Study]) -> Table:
             label = study.label(row, found)
             errors = [study.error(row, name) for name in ("context_error", "hidden_error")] if distilled else []
             scores = [number(row.scores(task), 1) for task in names]
-            kept = [_per_cent(retention(row, study.teacher, names))] if paired else []
+            kept = [per_cent(retention(row, study.teacher, names))] if paired else []
             rows.append([label, *errors, *scores, *kept])
-    teachers = {folder.metrics.teacher for study in found for folder in study.distillations}
+    teachers = {study.taught_by for study in found if study.distillations}
     title = "Inhibitor attention" if distilled else "Fine-tuning results"
     return Table(
-        title=f"{title} in {short(teachers.pop()).split('/')[-1]}" if len(teachers) == 1 else title,
+        title=f"{title} in {teachers.pop()}" if len(teachers) == 1 else title,
         columns=[
             "state" if distilled else "model",
             *(["context error", "hidden error"] if distilled else []),
@@ -202,31 +275,39 @@ def results_table(found: Sequence[Study]) -> Table:
 
 
 def task_table(found: Sequence[Study]) -> Table:
-    """One row per task and fine-tuned model: metric, rows measured, teacher's score, own score, retention."""
-    rows = []
+    """One row per task and model: metric, rows measured, teacher's score, own score, retention."""
+    rows, notes = [], []
     for task in tasks(found):
         scored = [(study, row) for study in found for row in study.rows if row.scores(task)]
         students = [(study, row) for study, row in scored if row is not study.teacher]
         for study, row in students or scored[:1]:
-            metrics = row.finetunings[task][0].metrics
-            measured, teacher = metrics.rows_measured(), None if row is study.teacher else study.teacher
+            first, teacher = row.measured(task)[0], None if row is study.teacher else study.teacher
             rows.append(
                 [
                     TASKS.get(task, task),
                     study.label(row, found),
-                    metrics.headline_metric(),
-                    MISSING if measured is None else str(measured),
+                    first.metric,
+                    MISSING if first.rows_measured is None else str(first.rows_measured),
                     number(teacher.scores(task) if teacher else [], 1),
                     number(row.scores(task), 1),
-                    _per_cent(retention(row, teacher, [task])),
+                    per_cent(retention(row, teacher, [task])),
                 ]
             )
+        notes += _cautions(task, {study.label(row, found): row for study, row in scored})
     columns = ["task", "model", "metric", "rows measured", "teacher's score", "score", "retention %"]
-    return Table("Scores by task", columns, rows, labels=3)
+    return Table("Scores by task", columns, rows, notes, labels=3)
 
 
-def _per_cent(value: float | None) -> str:
-    return MISSING if value is None else number(value, 1)
+def _cautions(task: str, rows: Mapping[str, Row]) -> list[str]:
+    """What to know of a task's rows, and of which models where it is not true of all."""
+    told: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        every = [*row.measured(task), *(folder.metrics for folder in row.finetunings.get(task, []))]
+        for caution in dict.fromkeys(caution for scored in every for caution in cautions(scored)):
+            told.setdefault(caution, []).append(label)
+    name = TASKS.get(task, task)
+    whom = {caution: "" if len(labels) == len(rows) else f", {', '.join(labels)}" for caution, labels in told.items()}
+    return [f"{name}{labels}: {caution}" for caution, labels in whom.items()]
 
 
 def _notes(found: Sequence[Study], names: Sequence[str], distilled: bool) -> list[str]:
@@ -234,16 +315,16 @@ def _notes(found: Sequence[Study], names: Sequence[str], distilled: bool) -> lis
     if distilled:
         notes.append("Errors: squared error relative to the teacher, mean over layers; 0 is the teacher itself.")
     if names:
-        notes.append("Task scores are × 100, after fine-tuning.")
+        own = any(row.distilled for study in found for row in study.rows)
+        as_it_is = "; in a distillation on the task, of each state as it is" if own else ""
+        notes.append(f"Task scores are × 100, after fine-tuning{as_it_is}.")
     if any(retention(row, study.teacher, names) for study in found for row in study.students):
         of = "the teacher's" if distilled else "that of the softmax model"
         notes.append(f"Retention: the mean score in per cent of {of}, over the tasks that both have.")
     cells = [(task, row, runs) for study in found for row in study.rows for task, runs in row.finetunings.items()]
     repeated = {len(runs) for _, _, runs in cells} | {len(study.distillations) for study in found}
-    counts = sorted(count for count in repeated if count > 1)
-    if counts:
-        span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-        notes.append(f"Mean ± standard deviation of {span} runs.")
+    if counts := [count for count in repeated if count > 1]:
+        notes.append(f"Mean ± standard deviation of {span(counts)} runs.")
     mixed = [f"{TASKS.get(task, task)}, {row.label}" for task, row, runs in cells if len(set(map(recipe, runs))) > 1]
     if mixed:
         notes.append(f"More than the seed differs between the runs of: {'; '.join(mixed)}.")

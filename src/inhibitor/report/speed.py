@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from inhibitor.bench.results import DIRECTIONS, Direction, Measurement, Results
-from inhibitor.report.tables import MISSING, Table, number
+from inhibitor.report.tables import MISSING, Table, number, span
 
 SMALL = 1 << 14  # batch · heads · queries · keys · head_dim: below, the time is that of the call itself
 
@@ -87,10 +87,7 @@ def _positive(shown: Sequence[Measurement]) -> list[str]:
     for m in shown:
         if m.delta is not None and m.positive_share is not None:
             shares.setdefault(m.delta, []).append(100 * m.positive_share)
-    spans = []
-    for delta, found in sorted(shares.items()):
-        ends = dict.fromkeys((f"{min(found):.0f}", f"{max(found):.0f}"))
-        spans.append(f"{' to '.join(ends)} % at δ={delta:g}")
+    spans = [f"{span(map(round, found))} % at δ={delta:g}" for delta, found in sorted(shares.items())]
     return [f"Pairs with Z > 0: {', '.join(spans)}. δ=0 where none is named."] if spans else []
 
 

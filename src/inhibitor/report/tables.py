@@ -4,12 +4,12 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import rich.table
 from rich.box import SIMPLE_HEAD
-from rich.console import JustifyMethod
+from rich.console import Group, JustifyMethod
 from rich.text import Text
 
 MISSING = "-"
@@ -72,22 +72,32 @@ def number(values: float | Sequence[float], digits: int | None = None) -> str:
     return f"{mean:{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
-def to_rich(table: Table) -> rich.table.Table:
-    """The table for a terminal: ``rich.print(to_rich(table))``."""
-    shown = rich.table.Table(
-        title=Text(table.title, style="bold"),
-        caption=Text("\n".join(table.notes)) if table.notes else None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+def per_cent(value: float | None) -> str:
+    """A retention as the tables print it."""
+    return MISSING if value is None else number(value, 1)
+
+
+def span(counts: Iterable[int]) -> str:
+    """The least and the greatest, or the one where all are equal.
+
+    Example:
+        >>> span([3, 2, 5]), span([3, 3])
+        ('2 to 5', '3')
+    """
+    ordered = sorted(counts)
+    return " to ".join(dict.fromkeys(map(str, ordered[:1] + ordered[-1:])))
+
+
+def to_rich(table: Table) -> Group:
+    """The table for a terminal, ``rich.print(to_rich(table))``: title and notes may be wider than the table itself."""
+    shown = rich.table.Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(table.columns):
         justify: JustifyMethod = "left" if index < table.labels else "right"
         shown.add_column(Text(name.replace(" ", "\n")), justify=justify, overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
-    return shown
+    notes = [*table.notes, ""] if table.notes else []
+    return Group(Text(table.title, style="bold"), shown, *map(Text, notes))
 
 
 def to_markdown(table: Table) -> str:

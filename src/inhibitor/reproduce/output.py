@@ -1,6 +1,7 @@
 """The tables as files: JSON, Markdown, LaTeX and one HTML page, all made of ``accuracy.jsonl``.
 
-The page also shows what students get wrong and their teachers right, from the predictions of those runs that are there.
+Of those runs that are there, they tell how many rows were cut or are in train too, and the page shows what students
+get wrong and their teachers right.
 """
 
 import html
@@ -12,13 +13,15 @@ from typing import Any
 
 from inhibitor.report.curve import curve_figure
 from inhibitor.report.disagreement import Pair, disagreements
-from inhibitor.report.page import PAGE, Svg, section
-from inhibitor.report.tables import Table, plain, to_html, to_markdown
+from inhibitor.report.page import PAGE, Svg, details, section
+from inhibitor.report.records import Scored, read_runs
+from inhibitor.report.results import cautions
+from inhibitor.report.tables import Table, to_html, to_markdown
 from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.curve import Point, curve_lines, curve_table, points
 from inhibitor.reproduce.plan import final
-from inhibitor.reproduce.tables import LABELS, as_json, tables
-from inhibitor.runs import CONFIG, VERSIONS, versions, write_text
+from inhibitor.reproduce.tables import LABELS, as_json, columns, tables
+from inhibitor.runs import CONFIG, VERSIONS, Run, versions, write_text
 
 RESULTS = "results"
 TITLE = "The paper's experiments, reproduced"
@@ -35,7 +38,7 @@ def write_results(records: Sequence[Record], folder: Path, others: Sequence[Sequ
         others: Those of grids with other students, for the curve of retention against tokens.
     """
     curve = points([records, *others]) if others else []
-    found = [*tables(records), *([curve_table(curve)] if curve else [])]
+    found = [*tables(records, _cautions(records, folder)), *([curve_table(curve)] if curve else [])]
     texts = {
         "json": json.dumps(as_json(records) | _as_json(curve), indent=2, ensure_ascii=False) + "\n",
         "md": "\n".join([f"# {TITLE}\n", *map(to_markdown, found)]),
@@ -96,25 +99,31 @@ def _pairs(records: Sequence[Record], folder: Path) -> list[Pair]:
     ]
 
 
+def _cautions(records: Sequence[Record], folder: Path) -> list[str]:
+    """What to know of each task's rows, from its first run that is there."""
+    found = []
+    for column in columns(records):
+        every = [record for runs in column.records.values() for record in runs]
+        paths = [folder / final(record.experiment, record.task, record.seed) for record in every]
+        for there in [path for path in paths if Run(path).finished][:1]:
+            runs = read_runs([there])
+            measured: list[Scored] = [run.metrics for run in runs.finetunings]
+            measured += [one for run in runs.distillations for one in run.metrics.scored(run.metrics.states[-1].scores)]
+            found += [f"{column.name}: {caution}" for scored in measured for caution in cautions(scored)]
+    return found
+
+
 def _page(records: Sequence[Record], found: Sequence[Table], folder: Path, curve: Sequence[Point]) -> str:
     svg = Svg()
     caption = "E1's students, each distilled on another amount of text; the teacher is 100."
     picture = svg.figure(curve_figure(curve_lines(curve)), caption) if curve else ""
-    texts = "".join(
-        f"<h3>{name}</h3><pre>{html.escape(_lines(folder / name))}</pre>"
-        for name in (CONFIG, VERSIONS)
-        if (folder / name).is_file()
-    )
+    files = [folder / name for name in (CONFIG, VERSIONS) if (folder / name).is_file()]
     return PAGE.substitute(
         title=TITLE,
         colours=svg.colours() if curve else "",
         summary="",
         tables="\n".join(map(to_html, found)),
         sections=f"{picture}\n{section(disagreements(_pairs(records, folder)))}",
-        details=f"<details><summary>The grid</summary>{texts}</details>",
+        details=details("The grid", {path.name: path.read_text(encoding="utf-8") for path in files}),
         version=html.escape(versions()["inhibitor"]),
     )
-
-
-def _lines(path: Path) -> str:
-    return "\n".join(map(plain, path.read_text(encoding="utf-8").strip().splitlines()))

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inhibitor.report.results import TASKS, short
-from inhibitor.report.tables import MISSING, Table, number
+from inhibitor.report.results import TASKS, in_order, short
+from inhibitor.report.tables import MISSING, Table, number, per_cent, span
 from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.published import GLUE, OFFICIAL_ROWS, PUBLISHED
 from inhibitor.reproduce.recipe import EXPERIMENTS
@@ -58,13 +58,17 @@ def columns(records: Iterable[Record]) -> list[Column]:
         rows = (tuple(record.trained.items()), tuple(record.measured.items()))
         column = found.setdefault((record.task, *rows), Column(record.task, record.trained, record.measured, {}))
         column.records.setdefault(record.experiment, []).append(record)  # type: ignore[attr-defined]
-    order = list(TASKS)
-    place = {task: order.index(task) if task in order else len(order) for task in {c.task for c in found.values()}}
-    return sorted(found.values(), key=lambda column: (place[column.task], column.task))
+    order = in_order({column.task for column in found.values()})
+    return sorted(found.values(), key=lambda column: order.index(column.task))
 
 
-def tables(records: Sequence[Record]) -> list[Table]:
-    """Scores, retention, what stands apart, and what was measured; without those that would be empty."""
+def tables(records: Sequence[Record], cautions: Sequence[str] = ()) -> list[Table]:
+    """Scores, retention, what stands apart, and what was measured; without those that would be empty.
+
+    Args:
+        records: The grid's.
+        cautions: What else to say of the rows.
+    """
     every = columns(records)
     official, apart = [c for c in every if c.official], [c for c in every if not c.official]
     found = [
@@ -72,7 +76,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
         _retention("Retention", official, published=True),
         _scores("Apart: scores on other rows than the benchmark's", apart, records, published=False),
         _retention("Apart: retention on other rows than the benchmark's", apart, published=False),
-        _measured(every),
+        _measured(every, cautions),
     ]
     return [table for table in found if table.rows]
 
@@ -156,9 +160,8 @@ def _notes(shown: Sequence[Column], records: Sequence[Record], *, published: boo
         "e2": "E2: the E0 model of the same seed, converted and distilled on the task.",
         "e1e2": "E1+E2: E1's student, distilled on the task from the E0 model of the same seed.",
     }
-    counts = sorted({len(runs) for column in shown for runs in column.records.values()})
-    spans = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(*counts)
-    over = "one seed" if counts == [1] else f"mean ± standard deviation over {spans} seeds"
+    counts = {len(runs) for column in shown for runs in column.records.values()}
+    over = "one seed" if counts == {1} else f"mean ± standard deviation over {span(counts)} seeds"
     notes = [" ".join(what[experiment] for experiment in _shown(shown)), f"Scores × 100, {over}."]
     if published:
         notes.append(f"Published: {PAPER}.")
@@ -208,12 +211,7 @@ def overall(pairs: Sequence[tuple[float, float]]) -> float | None:
     return _ratio((sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)))
 
 
-def per_cent(value: float | None) -> str:
-    """A retention as the tables print it."""
-    return MISSING if value is None else number(value, 1)
-
-
-def _measured(shown: Sequence[Column]) -> Table:
+def _measured(shown: Sequence[Column], cautions: Sequence[str]) -> Table:
     """The rows behind every score, and what was chosen on rows held out from train."""
     experiments = _shown(shown)
     rows = [
@@ -228,7 +226,7 @@ def _measured(shown: Sequence[Column]) -> Table:
     ]
     names = ["task", "metric", "trained on", "measured on", *(LABELS[experiment] for experiment in experiments)]
     note = "Under each experiment: learning rate × epochs, chosen on rows held out from train where there was a choice."
-    return Table("Rows and choices", names, rows, [note], labels=4)
+    return Table("Rows and choices", names, rows, [note, *cautions], labels=4)
 
 
 def _rows(counts: Mapping[str, int]) -> str:
