@@ -103,21 +103,10 @@ INHIBITOR_API int32_t inhibitor_forward(const Problem* problem, int64_t threads)
   const Kernels& kernels = *chosen.load();
   if (elements(p) < kAlone) threads = 1;
   if (p.queries <= kFew) return decode(p, threads);
-  // Some parts for each thread, so that none waits long for the last; but every part packs the keys of its head anew.
-  const int64_t heads = p.batch * p.heads;
-  const int64_t blocks = divide(p.queries, 32), most = heads < threads ? blocks : divide(blocks, 4);
-  int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
-  splits = splits < most ? splits : most;
-  const int64_t rows = divide(blocks, splits) * 32;
-  splits = divide(p.queries, rows);
-  const bool done = for_each(heads * splits, threads, kernels.forward_bytes(p),
-                             [&](int64_t item, void* data, int64_t* packed) {
-                               const int64_t head = item / splits;
-                               const int64_t begin = (splits - 1 - item % splits) * rows;  // long causal rows first
-                               const int64_t end = begin + rows < p.queries ? begin + rows : p.queries;
-                               kernels.forward(p, {head / p.heads, head % p.heads, begin, end}, data, packed);
-                             });
-  return done ? 0 : 1;
+  const auto work = [&](int64_t head, int64_t begin, int64_t end, void* data, int64_t* packed) {
+    kernels.forward(p, {head / p.heads, head % p.heads, begin, end}, data, packed);
+  };
+  return for_each_part(p.batch * p.heads, p.queries, threads, kernels.forward_bytes(p), work) ? 0 : 1;
 }
 
 INHIBITOR_API int32_t inhibitor_backward(const Problem* problem, int64_t threads) {
@@ -206,6 +195,9 @@ INHIBITOR_API const char* inhibitor_choose(const char* name) {
   if (const Kernels* found = named(available(), name)) chosen = found;
   return chosen.load()->name;
 }
+
+// Bytes of a Problem, which Python packs.
+INHIBITOR_API int64_t inhibitor_problem_bytes() { return sizeof(Problem); }
 
 INHIBITOR_API void inhibitor_start(ParallelFor parallel) {
   parallel_for = parallel;

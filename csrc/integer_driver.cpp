@@ -34,24 +34,13 @@ INHIBITOR_API int32_t inhibitor_integer_forward(const IntegerProblem* problem, i
   const IntegerKernels& kernels = kernels_in_use();
   // An element takes a quarter of the time that it takes in floats.
   if (p.batch * p.heads * p.queries * p.keys * (p.head_dim + p.value_dim) / 8 < kAlone) threads = 1;
-  // Some parts for each thread, so that none waits long for the last; but every part packs the keys of its head anew.
-  const int64_t heads = p.batch * p.heads, blocks = divide(p.queries, 32);
-  const int64_t most = heads < threads ? blocks : divide(blocks, 4);
-  int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
-  splits = splits < most ? splits : most;
-  const int64_t rows = divide(blocks, splits) * 32;
-  splits = divide(p.queries, rows);
   std::atomic<int32_t> fault{kNone};
-  const bool done = for_each(heads * splits, threads, kernels.forward_bytes(p),
-                             [&](int64_t item, void* data, int64_t* packed) {
-                               if (fault.load()) return;
-                               const int64_t head = item / splits;
-                               const int64_t begin = (splits - 1 - item % splits) * rows;  // long causal rows first
-                               const int64_t end = begin + rows < p.queries ? begin + rows : p.queries;
-                               const Part part{head / p.heads, head % p.heads, begin, end};
-                               const Fault found = kernels.forward(p, part, data, packed);
-                               if (found) fault = found;
-                             });
+  const auto work = [&](int64_t head, int64_t begin, int64_t end, void* data, int64_t* packed) {
+    if (fault.load()) return;
+    const Fault found = kernels.forward(p, {head / p.heads, head % p.heads, begin, end}, data, packed);
+    if (found) fault = found;
+  };
+  const bool done = for_each_part(p.batch * p.heads, p.queries, threads, kernels.forward_bytes(p), work);
   return done ? fault.load() : kNoMemory;
 }
 
@@ -93,6 +82,9 @@ INHIBITOR_API int32_t inhibitor_integer_codes(const float* x, const float* multi
   });
   return !done ? kNoMemory : nan.load() ? kNanInInput : kNone;
 }
+
+// Bytes of an IntegerProblem, which Python packs.
+INHIBITOR_API int64_t inhibitor_integer_problem_bytes() { return sizeof(IntegerProblem); }
 
 // The names of the instruction sets that this processor can run, best first, with spaces between.
 INHIBITOR_API const char* inhibitor_integer_available() {

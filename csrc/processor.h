@@ -14,7 +14,8 @@ inline bool processor_has(const char* name) {
   bool avx2 = false, avx512 = false, vnni = false;
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("popcnt");
   avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   vnni = avx512 && __builtin_cpu_supports("avx512vnni");
@@ -24,7 +25,8 @@ inline bool processor_has(const char* name) {
   __cpuidex(seven, 7, 0);
   const bool saved = one[2] >> 27 & 1;  // the system saves what _xgetbv says
   const unsigned long long state = saved ? _xgetbv(0) : 0;
-  avx2 = (state & 0x6) == 0x6 && (one[2] >> 12 & 1) && (seven[1] >> 5 & 1);
+  avx2 = (state & 0x6) == 0x6 && (one[2] >> 12 & 1) && (one[2] >> 23 & 1) && (seven[1] >> 5 & 1) &&
+         (seven[1] >> 8 & 1);
   avx512 = avx2 && (state & 0xE6) == 0xE6 && (seven[1] >> 16 & 1) && (seven[1] >> 17 & 1) && (seven[1] >> 30 & 1) &&
            (seven[1] >> 31 & 1);
   vnni = avx512 && (seven[2] >> 11 & 1);

@@ -2,7 +2,8 @@
 //
 // The identity loses the digits that the large common part of a feature takes. Where all keys of a feature are far from
 // zero on one side, the middle of their range is taken from keys (exactly) and queries first; but only where every query
-// sees all of them, because a key out of sight must not change a bit.
+// sees all of them, because a key out of sight must not change a bit. Under a causal rule alone the first key is taken
+// away instead, which every query sees that sees any.
 #pragma once
 
 #include "keys.h"
@@ -23,7 +24,7 @@ struct KeyPanels {
   }
 };
 
-// Rows of `width` floats, `from_step` apart, into columns `to_step` apart.
+// Rows of `columns` floats, `from_step` apart, into columns `to_step` apart.
 inline void transpose(const float* from, int64_t from_step, int64_t rows, int64_t columns, float* to,
                       int64_t to_step) {
   int64_t row = 0;
@@ -69,6 +70,9 @@ inline void pack_panels(const Problem& p, const Strided& tensor, int64_t batch, 
   }
 }
 
+// What is taken from a feature of all keys of a causal head: the first key's, if it is finite.
+inline float first_key(const float* panels) { return is_finite(panels[0]) ? panels[0] : 0.0f; }
+
 // The middle of the range of one feature's keys if they are all far from zero, else 0.
 inline float far_middle(const float* panels, int64_t head_dim, int64_t keys) {
   float lowest = panels[0], highest = panels[0];
@@ -102,9 +106,12 @@ inline float far_middle(const float* panels, int64_t head_dim, int64_t keys) {
 inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const Selection& selection, KeyPanels& keys,
                       float* rows) {
   pack_panels(p, p.key, batch, key_head, selection, p.head_dim, kPanel, keys.panels, rows);
-  const bool same_for_all = !p.is_causal && !selection.by_row && selection.count > 0;
+  const bool by_row = selection.by_row || selection.count == 0;
   for (int64_t f = 0; f < p.head_dim; f++) {
-    keys.middle[f] = same_for_all ? far_middle(keys.panels + f * kPanel, p.head_dim, selection.count) : 0.0f;
+    const float* feature = keys.panels + f * kPanel;
+    keys.middle[f] = by_row         ? 0.0f
+                     : p.is_causal ? first_key(feature)
+                                    : far_middle(feature, p.head_dim, selection.count);
   }
   for (int64_t first = 0; first < selection.count; first += kPanel) {
     float* panel = keys.panels + first * p.head_dim;

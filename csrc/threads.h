@@ -107,3 +107,18 @@ bool for_each(int64_t items, int64_t threads, size_t bytes, const Work& work) {
 }
 
 inline int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Runs work(head, begin, end, memory, packed) for parts of every head's queries: some for each thread, so that none waits
+// long for the last; but every part packs the keys of its head anew. False: no memory.
+template <class Work>
+bool for_each_part(int64_t heads, int64_t queries, int64_t threads, size_t bytes, const Work& work) {
+  const int64_t blocks = divide(queries, 32), most = heads < threads ? blocks : divide(blocks, 4);
+  int64_t splits = threads == 1 ? 1 : divide(16 * threads, heads);
+  splits = splits < most ? splits : most;
+  const int64_t rows = divide(blocks, splits) * 32;
+  splits = divide(queries, rows);
+  return for_each(heads * splits, threads, bytes, [&](int64_t item, void* data, int64_t* packed) {
+    const int64_t begin = (splits - 1 - item % splits) * rows;  // long causal rows first
+    work(item / splits, begin, begin + rows < queries ? begin + rows : queries, data, packed);
+  });
+}

@@ -10,7 +10,7 @@ from inhibitor.ops import cpu
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
 COMPILER = next((path for name in (os.environ.get("CXX"), "c++", "g++") if name and (path := shutil.which(name))), None)
-AVX2 = ("-mavx2", "-mfma", "-mpopcnt", "-mbmi2", "-mf16c", "-mprfchw")
+AVX2 = ("-mavx2", "-mfma", "-mpopcnt", "-mbmi2")
 OPTIONS = {  # as in CMakeLists.txt
     "portable": (),
     "avx2": AVX2,

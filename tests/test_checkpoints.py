@@ -70,7 +70,7 @@ def test_it_holds_safetensors_and_json_and_says_what_it_needs(trained):
         assert sorted(path.name for path in checkpoint.iterdir()) == FILES
         manifest = verify(checkpoint)
         assert {"format": 1, "step": step, "processes": 1, "sharded": False}.items() <= manifest.items()
-        assert {"torch", "transformers", "inhibitor"} <= manifest["versions"].keys()
+        assert {"torch", "transformers", "inhibitor-attention"} <= manifest["versions"].keys()
         assert sorted(manifest["files"]) == FILES[1:]
         for name in FILES[1:4]:
             with safe_open(checkpoint / name, framework="pt") as file:

@@ -1,8 +1,12 @@
 """Typed YAML: data only, unknown keys named with the nearest known one, overrides, a round trip."""
 
-import pytest
+from pathlib import Path
+from typing import Annotated, Literal
 
-from inhibitor.config import Config
+import pytest
+from pydantic import Field
+
+from inhibitor.config import Config, UserPath
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.errors import ConfigError
 
@@ -15,6 +19,11 @@ class Outer(Config):
     name: str
     inner: Inner = Inner()
     many: tuple[Inner, ...] = ()
+    counts: dict[str, Annotated[int, Field(gt=0)]] = Field(default={})
+    losses: dict[Literal["soft", "hard"] | Literal["hidden"], float] = Field(default={})
+    bits: Literal[8, 6, 4] = 8
+    folder: UserPath | None = None
+    task: Literal["local", "ray"] = "local"
 
 
 def write(path, text):
@@ -41,6 +50,21 @@ def test_values_overrides_and_round_trip(tmp_path):
         ("", [], "keys and values"),
         ("name: [", [], "plain YAML"),
         ("name: !!python/object/apply:os.system [ls]", [], "plain YAML"),
+        ("name: a\nname: b", [], r"plain YAML, each key once, got the key 'name' twice in .*recipe\.yaml., line 2"),
+        ("name: a\ninner: {learning_rate: 1, learning_rate: 2}", [], "the key 'learning_rate' twice"),
+        ("name: a", ["counts={a: 1, a: 2}"], "counts: expected a plain value"),
+        ("inner: {learning_rate: 1}", [], "name: expected a value, got nothing. Add that key"),
+        ("name: 2024", [], "name: expected text, got 2024. Write it in quotes"),
+        ("name: a\nfolder: 7", [], "folder: expected text, got 7"),
+        ("name: a\nmany: 3", [], r"many: expected a list, got 3. Write it in brackets: \[3\]"),
+        ("name: a\nmany: [3]", [], "many.0: expected keys and values, got 3"),
+        ("name: a\ncounts:", [], "counts: expected keys and values, got nothing"),
+        ("name: a\ncounts: {a: 0}", [], "counts.a: expected a number greater than 0, got 0"),
+        ("name: a\ncounts: {a: 1.5}", [], "counts.a: expected a whole number, got 1.5"),
+        ("name: a\nlosses: {sofd: 1}", [], "losses.sofd: expected soft, hard or hidden, got 'sofd'"),
+        ("name: a\nlosses: {soft: x}", [], "losses.soft: expected a number, got 'x'"),
+        ("name: a\nbits: 5", [], "bits: expected 8, 6 or 4, got 5"),
+        ("name: a\ntask: slurm", [], "task: expected local or ray, got 'slurm'"),
         ("name: a", ["name"], "key=value"),
         ("name: a", ["=1"], "key=value"),
         ("name: a", ["many.0.learning_rate=1"], "many"),
@@ -54,6 +78,40 @@ def test_faults_are_named(tmp_path, text, overrides, message):
         Outer.load(write(tmp_path, text), overrides)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a #1", "a #1"),
+        ("run: 1", "run: 1"),
+        ("2024-06-01", "2024-06-01"),
+        ("nan", "nan"),
+        (" 'off' ", "off"),
+        ("- x", "- x"),
+        ("", None),
+        ("null", None),
+    ],
+)
+def test_a_plain_override_is_taken_whole(tmp_path, text, value):
+    assert Outer.load(write(tmp_path, "name: a"), [f"folder={text}"]).folder == (None if value is None else Path(value))
+
+
+def test_numbers_and_lists_in_overrides(tmp_path):
+    overrides = ["counts.a=1e3", "inner.learning_rate=2e-5", "many=[{learning_rate: 1e-4}]", "bits=6"]
+    config = Outer.load(write(tmp_path, "name: a\ncounts:\nfolder: 2024-06-01"), overrides)
+    assert config.counts == {"a": 1000}
+    assert config.inner == Inner(learning_rate=2e-5)
+    assert config.many == (Inner(learning_rate=1e-4),)
+    assert (config.bits, config.folder) == (6, Path("2024-06-01"))
+
+
+def test_a_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    file = write(tmp_path, "name: a\nfolder: ~/runs")
+    assert Outer.load(file).folder == Path("/home/ada/runs")
+    assert Outer.load(file, ["folder=~/x"]).folder == Path("/home/ada/x")
+    assert Outer.load(file, ["folder=~no-such-user/x"]).folder == Path("~no-such-user/x")
+
+
 def test_a_missing_or_enormous_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml.*no file"):
         Outer.load(tmp_path / "nowhere.yaml")
@@ -62,8 +120,6 @@ def test_a_missing_or_enormous_file_is_refused(tmp_path):
 
 
 def test_shipped_recipes_are_valid():
-    from pathlib import Path
-
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:

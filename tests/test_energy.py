@@ -11,7 +11,7 @@ import pytest
 
 from inhibitor.energy import Meter, add, unmeasured
 
-NO_ZEUS = "zeus is not installed (pip install 'inhibitor[energy]')"
+NO_ZEUS = "zeus is not installed (pip install 'inhibitor-attention[energy]')"
 
 
 @dataclass

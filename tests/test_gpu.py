@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor[triton]'")
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor-attention[triton]'")
 ROOT = Path(__file__).parent.parent
 
 

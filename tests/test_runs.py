@@ -49,7 +49,7 @@ def at_work(folder):
 def test_a_new_run_says_what_it_is(tmp_path):
     run = Run.start(tmp_path / "a" / "run", Settings())
     assert (run.path / "config.yaml").read_text() == WRITTEN
-    assert {"python", "torch", "inhibitor"} <= json.loads((run.path / "versions.json").read_text()).keys()
+    assert {"python", "torch", "inhibitor-attention"} <= json.loads((run.path / "versions.json").read_text()).keys()
     assert not run.finished
     with pytest.raises(RunError, match="finished run"):
         run.metrics()
@@ -120,6 +120,68 @@ def test_a_run_killed_at_its_very_end_is_tidied_up(tmp_path):
         (tmp_path / ".report.html.x.writing").write_text("half")
     assert Run.start(tmp_path, Settings()).finished
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.json", "versions.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"{", "Expecting"),
+        (b"", "Expecting value"),
+        (b"\xff", "decode"),
+        (b"[1]", "list"),
+        (b"[" * 100_000, "recursion"),
+    ],
+    ids=["cut off", "empty", "other bytes", "no object", "deep"],
+)
+def test_damaged_metrics_are_named(tmp_path, content, got):
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(RunError, match=f"expected a metrics.json of one JSON object, got .*{got}.*Delete that file"):
+        Run(tmp_path).metrics()
+
+
+def test_what_is_no_finished_run_is_told_apart(tmp_path):
+    Run.start(tmp_path / "begun", Settings())
+    for name, file in (("grid", "accuracy.jsonl"), ("model", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+    (tmp_path / "grid" / "config.yaml").write_text("")
+    for name, message in (
+        ("nowhere", r"got no folder\. Check the path"),
+        ("begun", r"got one that is not finished\. Run the same command again"),
+        ("grid", r"got a grid\. Its tables are in .*grid/results\.html; name the runs"),
+        ("model", r"got a folder of something else\. Name a folder that distill, finetune or quantize wrote"),
+    ):
+        with pytest.raises(RunError, match=f"finished run with metrics.json, {message}"):
+            Run(tmp_path / name).metrics()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "letter").write_text("dear")
+    with pytest.raises(RunError, match=r"letter/a/b: expected a folder, got the file .*letter\. Choose another output"):
+        Run.start(tmp_path / "letter" / "a" / "b", Settings())
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("inhibitor.runs.FileLock.acquire", "pathlib.Path.mkdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, refuse)
+            with pytest.raises(
+                RunError, match=r"expected a folder that can be written to, got Permission denied\. Choose"
+            ):
+                Run.start(tmp_path / "new", Settings())
+
+
+def test_a_folder_is_held_while_entered(tmp_path):
+    with Run(tmp_path).held():
+        assert (tmp_path / "run.lock").read_text() == f"{os.getpid()}\n"
+    assert not (tmp_path / "run.lock").exists()
+    with (
+        at_work(tmp_path) as child,
+        pytest.raises(RunError, match=f"one held by process {child}"),
+        Run(tmp_path).held(),
+    ):
+        pytest.fail("entered")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

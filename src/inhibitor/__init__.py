@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from inhibitor.models.convert import convert
     from inhibitor.quantization import quantize
 
-__version__ = version("inhibitor")
+__version__ = version("inhibitor-attention")
 __all__ = [
     "InhibitorConfig",
     "InhibitorError",

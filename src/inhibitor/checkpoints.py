@@ -189,7 +189,7 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
         raise RunError(
             str(checkpoint),
             expected=f"a checkpoint of format {FORMAT}",
-            got=f"format {found}, of inhibitor {manifest['versions']['inhibitor']}",
+            got=f"format {found}, of inhibitor {manifest['versions'].get('inhibitor-attention', 'unknown version')}",
             remedy="Go on with that version, or delete the checkpoints to begin this part of the run anew.",
         )
     return manifest

@@ -49,7 +49,7 @@ class Meter:
                 self._monitor.begin_window(WINDOW, sync_execution=False)
                 self._reason = None
             except ImportError:
-                self._fail("zeus is not installed (pip install 'inhibitor[energy]')")
+                self._fail("zeus is not installed (pip install 'inhibitor-attention[energy]')")
             except Exception as error:  # a meter must not end the run that it measures
                 self._fail(f"zeus: {error}")
         return self

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inhibitor.config import Config
-from inhibitor.errors import ConfigError, RunError
+from inhibitor.errors import InhibitorError, RunError
 
 CONFIG, VERSIONS, METRICS, MODEL, REPORT = "config.yaml", "versions.json", "metrics.json", "model", "report.html"
 LOCK, WRITING = "run.lock", ".writing"
-PACKAGES = ("inhibitor", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
+ACCURACY = "accuracy.jsonl"  # of a grid of runs
+PACKAGES = ("inhibitor-attention", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 
 class Run:
@@ -36,38 +39,49 @@ class Run:
         several processes of one run (``torchrun``) the first holds it. What a killed one left half-written is deleted.
 
         Raises:
-            RunError: The folder holds another run, or files that are no run's, or another process is at work there.
+            RunError: As ``check``, or another process is at work in the folder, or it cannot be written to.
         """
         run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise RunError(str(path), expected="a folder", got="a file", remedy="Choose another output.")
-        foreign = sorted(p.name for p in run.path.glob("*") if p.name != LOCK and not p.name.endswith(WRITING))
-        if foreign and not (run.path / CONFIG).is_file():
+        run.check(config)
+        with _writable(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            if os.environ.get("RANK", "0") == "0":
+                run._take(config)
+        return run
+
+    def check(self, config: Config) -> None:
+        """Refuse a folder that ``start`` would refuse, before what ``config`` asks for is loaded; nothing is taken.
+
+        Raises:
+            RunError: The folder holds another run, or files that are no run's; or a file is in its way.
+        """
+        check_folder(self.path)
+        foreign = sorted(p.name for p in self.path.glob("*") if p.name != LOCK and not p.name.endswith(WRITING))
+        if foreign and not (self.path / CONFIG).is_file():
             raise RunError(
-                str(path),
+                str(self.path),
                 expected="a new or empty folder",
                 got=f"one that holds {foreign[0]!r}",
                 remedy="Choose another output.",
             )
         if foreign:
-            run._check_same(config)
-        run.path.mkdir(parents=True, exist_ok=True)
-        if os.environ.get("RANK", "0") == "0":
-            run._hold()
-            for remnant in run.path.glob(f".*{WRITING}"):
-                remnant.unlink()
-            if not (run.path / CONFIG).is_file():
-                write_text(run.path / CONFIG, config.to_yaml())
-            if not (run.path / VERSIONS).is_file():
-                run.write_json(VERSIONS, versions())
-            if run.finished:  # nothing left to do but to tidy up after a kill
-                run._release()
-        return run
+            self._check_same(config)
+
+    def _take(self, config: Config) -> None:
+        self._hold()
+        for remnant in self.path.glob(f".*{WRITING}"):
+            remnant.unlink()
+        if not (self.path / CONFIG).is_file():
+            write_text(self.path / CONFIG, config.to_yaml())
+        if not (self.path / VERSIONS).is_file():
+            self.write_json(VERSIONS, versions())
+        if self.finished:  # nothing left to do but to tidy up after a kill
+            self._release()
 
     def _check_same(self, config: Config) -> None:
         try:
             before = _flat(type(config).load(self.path / CONFIG))
-        except ConfigError as error:
+        except InhibitorError as error:
             raise RunError(
                 str(self.path),
                 expected="a run that this version can go on with",
@@ -84,6 +98,22 @@ class Run:
                 got=f"another run ({listed})",
                 remedy="Choose another output, or delete that folder.",
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder, which is made where there is none, while entered.
+
+        Raises:
+            RunError: Another process is at work in it, or it cannot be written to.
+        """
+        check_folder(self.path)
+        with _writable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._hold()
+        try:
+            yield
+        finally:
+            self._release()
 
     def _hold(self) -> None:
         """Take the folder's lock for as long as this process lives; the system takes it back from a dead one."""
@@ -125,16 +155,22 @@ class Run:
         return self.path / MODEL
 
     def metrics(self) -> dict[str, Any]:
-        """What a finished run measured."""
-        if not self.finished:
-            raise RunError(
-                str(self.path),
-                expected=f"a finished run with {METRICS}",
-                got="no such file",
-                remedy="Run the same command again: it goes on where it stopped.",
-            )
-        result: dict[str, Any] = json.loads((self.path / METRICS).read_text(encoding="utf-8"))
-        return result
+        """What a finished run measured.
+
+        Raises:
+            RunError: The folder holds no finished run, or its ``metrics.json`` is damaged.
+        """
+        if self.finished:
+            return read_json(self.path / METRICS)
+        if not self.path.is_dir():
+            got, remedy = "no folder", "Check the path."
+        elif (self.path / ACCURACY).is_file():
+            got, remedy = "a grid", f"Its tables are in {self.path / 'results.html'}; name the runs in its folders."
+        elif (self.path / CONFIG).is_file():
+            got, remedy = "one that is not finished", "Run the same command again: it goes on where it stopped."
+        else:
+            got, remedy = "a folder of something else", "Name a folder that distill, finetune or quantize wrote."
+        raise RunError(str(self.path), expected=f"a finished run with {METRICS}", got=got, remedy=remedy)
 
     def write_json(self, name: str, values: Any) -> None:
         """Write ``values`` into the folder, whole or not at all. ``metrics.json`` ends the run."""
@@ -156,6 +192,54 @@ def _flat(config: Config) -> dict[str, Any]:
         return {key[1:]: value}
 
     return walk(config.model_dump(mode="json"), "")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that cannot be one, before any work is done for it.
+
+    Raises:
+        RunError: It is a file, or in one.
+    """
+    found = next(place for place in (path, *path.parents) if place.exists())
+    if not found.is_dir():
+        got = "a file" if found == path else f"the file {found}"
+        raise RunError(str(path), expected="a folder", got=got, remedy="Choose another output.")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Name the folder in which something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            str(folder),
+            expected="a folder that can be written to",
+            got=str(error.strerror or error),
+            remedy="Choose another output.",
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        got = " ".join(str(error).split())[:200]
+    else:
+        if isinstance(found, dict):
+            return found
+        got = type(found).__name__
+    raise RunError(
+        str(path.parent),
+        expected=f"a {path.name} of one JSON object",
+        got=got,
+        remedy="Delete that file, and run the same command again.",
+    )
 
 
 def write_text(path: Path, text: str) -> None:

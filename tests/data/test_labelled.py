@@ -101,7 +101,7 @@ PARQUET_FAULTS = {
     "missing text": ({"sentence": ["a", None], "label": [0, 1]}, "row 2, column 'sentence'.*got nothing"),
     "bytes": ({"sentence": [b"a"], "label": [0]}, "row 1, column 'sentence'.*got bytes"),
     "no label": ({"sentence": ["a"]}, "row 1, column 'label'.*only sentence"),
-    "other columns": ({"text": ["a"], "y": [0]}, "row 1, column 'sentence'"),
+    "other columns": ({"text": ["a"], "y": [0]}, "row 1, column 'sentence'.*got only text, y"),
     "label of the hub's test split": ({"sentence": ["a", "b"], "label": [0, -1]}, "row 2, column 'label'.*got -1"),
     "missing label": ({"sentence": ["a"], "label": pa.array([None], pa.int64())}, "row 1.*got nothing"),
     "no rows": ({"sentence": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "an empty split"),
@@ -112,6 +112,13 @@ PARQUET_FAULTS = {
 def test_faulty_parquet_rows_are_named(tmp_path, columns, message):
     write_parquet(tmp_path / "train.parquet", columns)
     with pytest.raises(DataError, match="train.parquet.*" + message):
+        load_task(SST2, tmp_path, splits=["train"])
+
+
+def test_a_parquet_column_named_twice_is_refused(tmp_path):
+    table = pa.table([["a"], ["b"], [1]], names=["sentence", "sentence", "label"])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: expected columns of different names, got 'sentence' twice"):
         load_task(SST2, tmp_path, splits=["train"])
 
 
@@ -126,10 +133,10 @@ def test_damaged_parquet_is_named(tmp_path, damage):
         load_task(SST2, tmp_path, splits=["train"])
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1e39, 10**400, "3.5", None])
-def test_regression_label_must_be_finite(tmp_path, score):
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1e39, 10**400, -1, -0.01, 17, True, "3.5", None])
+def test_regression_label_must_be_in_range(tmp_path, score):
     write_jsonl(tmp_path / "train.jsonl", [{"sentence1": "a", "sentence2": "b", "label": score}])
-    with pytest.raises(DataError, match="line 1, column 'label': expected a finite number"):
+    with pytest.raises(DataError, match="line 1, column 'label': expected a number from 0 to 5"):
         load_task(STSB, tmp_path, splits=["train"])
 
 

@@ -27,6 +27,11 @@ def test_headline_metrics_are_those_of_the_benchmark():
     }
 
 
+def test_a_regression_has_a_range():
+    assert {task.name: task.range for task in TASKS.values() if task.regression} == {"stsb": (0, 5)}
+    assert all(task.regression != bool(task.labels) for task in TASKS.values())
+
+
 def test_unknown_task_suggests_the_nearest():
     with pytest.raises(DataError, match=re.escape("Did you mean 'sst2'?")):
         get_task("sst-2")

@@ -288,6 +288,6 @@ def test_a_service_is_told_where_a_curve_goes_on(recipe, monkeypatch, name):
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, tracker):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=rf"got {tracker}\. pip install 'inhibitor\[{tracker}\]'"):
+    with pytest.raises(ConfigError, match=rf"got {tracker}\. pip install 'inhibitor-attention\[{tracker}\]'"):
         trackers.check([tracker])
     trackers.check([])

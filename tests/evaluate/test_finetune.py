@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.errors import ConfigError, DataError, ModelError, RunError
-from inhibitor.evaluate.evaluate import evaluate, predict
+from inhibitor.evaluate.evaluate import EvaluateConfig, evaluate, predict
 from inhibitor.evaluate.finetune import FinetuneConfig, finetune
 from inhibitor.training import FiniteTrainer
 
@@ -55,7 +56,11 @@ def stsb(tmp_path):
 
 def configure(folder: Path, data: Path, output: Path, **options: Any) -> FinetuneConfig:
     defaults = {"task": "sst2", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32}
-    return FinetuneConfig(**{"model": str(folder), "data": data, "output": output, **defaults, **options})
+    return FinetuneConfig.parse({"model": str(folder), "data": data, "output": output, **defaults, **options})
+
+
+def scored(model: Path, task: str, data: Path | None = None, **options: Any) -> dict[str, Any]:
+    return evaluate(EvaluateConfig.parse({"model": str(model), "task": task, "data": data, **options}))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +95,7 @@ def test_learns_32_rows_by_heart_and_reports_it(tiny_bert, sst2):
 
 def test_evaluate_repeats_the_score_of_the_saved_model(tiny_bert, sst2):
     metrics = finetune(configure(tiny_bert, sst2, sst2 / "run"))
-    again = evaluate(str(sst2 / "run" / "model"), "sst2", sst2, max_length=32)
+    again = scored(sst2 / "run" / "model", "sst2", sst2, max_length=32)
     assert again["kind"] == "evaluate"
     for key in ("scores", "headline", "attention"):
         assert again[key] == metrics[key]
@@ -119,9 +124,9 @@ def test_regression_predicts_one_number(tiny_bert, stsb):
     )
     assert list(metrics["scores"]["validation"]) == ["spearman", "pearson"]
     assert metrics["headline"] == metrics["scores"]["validation"]["spearman"] > 0.5
-    assert evaluate(str(stsb / "run" / "model"), "stsb", stsb, max_length=32)["scores"] == metrics["scores"]
+    assert scored(stsb / "run" / "model", "stsb", stsb, max_length=32)["scores"] == metrics["scores"]
     with pytest.raises(ModelError, match="expected the classes of reviews, negative, positive, got a model of LABEL_0"):
-        evaluate(str(stsb / "run" / "model"), "reviews")
+        scored(stsb / "run" / "model", "reviews")
 
 
 def test_interrupted_run_goes_on_to_the_same_weights(tiny_bert, sst2, monkeypatch):
@@ -204,6 +209,25 @@ def test_faults_are_named_before_the_folder_is_taken(tiny_bert, sst2, options, e
     assert not (sst2 / "run").exists()
 
 
+def test_a_file_in_the_way_is_named_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "letter").write_text("dear")
+    with pytest.raises(RunError, match="letter/run: expected a folder, got the file"):
+        finetune(configure(tmp_path / "nowhere", tmp_path, tmp_path / "letter" / "run"))
+
+
+def test_a_run_says_which_values_of_its_task_it_took(tiny_bert, sst2):
+    own = {"epochs": 5, "learning_rate": 2e-5, "batch_size": 16, "max_length": 128}
+    config = configure(tiny_bert, sst2, sst2 / "run", **dict.fromkeys(own), max_steps=1)
+    finetune(config)
+    written = yaml.safe_load((config.output / "config.yaml").read_text())
+    assert {name: written[name] for name in own} == own
+    before = config.to_yaml().replace("batch_size: 16", "batch_size: null")  # as it once was written
+    (config.output / "config.yaml").write_text(before)
+    assert finetune(config)["headline"] == finetune(config)["headline"]
+    with pytest.raises(DataError, match="Did you mean 'sst2'"):
+        EvaluateConfig.parse({"model": "minilm", "task": "sst3"})
+
+
 def test_configuration_is_strict():
     with pytest.raises(ConfigError, match="Did you mean 'learning_rate'"):
         FinetuneConfig.parse({"model": "minilm", "task": "rte", "output": "x", "learningrate": 1e-5})
@@ -217,11 +241,11 @@ def test_the_folder_of_another_run_is_refused(tiny_bert, sst2):
 
 def test_evaluate_refuses_other_classes_and_a_model_without_head(tiny_bert, sst2, tmp_path):
     with pytest.raises(ModelError, match="classes of sst2, negative, positive, got a model of LABEL_0, LABEL_1"):
-        evaluate(str(tiny_bert), "sst2", sst2)
+        scored(tiny_bert, "sst2", sst2)
     finetune(configure(tiny_bert, sst2, sst2 / "run", epochs=1))
     folder = sst2 / "run" / "model"
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.bert.save_pretrained(folder)  # the same classes in its configuration, but no classifier
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
     with pytest.raises(ModelError, match=r"all its weights, got none for classifier\.bias, classifier\.weight"):
-        evaluate(str(folder), "sst2", sst2)
+        scored(folder, "sst2", sst2)

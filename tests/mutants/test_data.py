@@ -45,7 +45,7 @@ CATALOGUE = [
     (files, "the last value of a key wins", "if len(row) < len(pairs):", "if not row and pairs:"),
     (files, "columns of CSV typed", "typed=False", "typed=True"),
     (labelled, "digits accepted everywhere", "if not row.typed and value in map", "if value in map"),
-    (labelled, "a fraction is a class", "and isinstance(value, int) and 0 <=", "and 0 <="),
+    (labelled, "a fraction is a class", "and (task.regression or isinstance(value, int)):", ":"),
     (labelled, "label 1.0 accepted", DIGITS, "if value in ('0', '1', '1.0'):\n            return int(value[0])"),
     (labelled, "label -1 accepted", "and 0 <= value <", "and -1 <= value <"),
     (labelled, "class names ignore spaces", "if value in task.labels:", "if (value := value.strip()) in task.labels:"),

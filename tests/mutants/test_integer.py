@@ -9,6 +9,7 @@ from tests.mutants import builds
 
 pytestmark = builds.NEEDS
 FORWARD, PACK, DRIVER, CODES = "integer_forward.h", "integer_pack.h", "integer_driver.cpp", "codes.h"
+THREADS = "threads.h"
 PORTABLE, AVX2, AVX512 = (f"simd/integer_{name}.h" for name in ("portable", "avx2", "avx512"))
 
 # file, defect, text, what stands there instead[, instruction set]
@@ -138,10 +139,10 @@ CATALOGUE = [
         "1, static_cast<size_t>(most(groups * 8, slices * 64)));  // what",
     ),
     (
-        DRIVER,
+        THREADS,
         "the last rows left out",
-        "splits = divide(p.queries, rows);",
-        "splits = p.queries / rows ? p.queries / rows : 1;",
+        "splits = divide(queries, rows);",
+        "splits = queries / rows ? queries / rows : 1;",
     ),
     (
         DRIVER,
@@ -195,7 +196,7 @@ def found_by(tmp_path_factory) -> builds.Found:
     }
 
     def objects(sources: Path, part: Path, file: str, name: str) -> list[Path]:
-        if file == "integer_driver.cpp":
+        if file in (DRIVER, THREADS):
             mutant = native.compile_integer_driver(sources, (name,), part / "integer_driver.o", "-O0")
             return [mutant, *kernels[name], *floats]
         mutants = native.compile_integer_kernels(sources, name, part, "-O0")

@@ -248,6 +248,13 @@ CATALOGUE = [
         "Simd::where(Simd::bits(view(j, Simd::width)), Simd::load(scores + j))",
         "Simd::load(scores + j)",
     ),
+    ("scores.h", "what a causal head shares costs digits", "? first_key(feature)", "? 0.0f"),
+    (
+        "scores.h",
+        "a hidden key taken from a causal head",
+        "selection.by_row || selection.count == 0",
+        "selection.count == 0",
+    ),
     # decode.h
     ("decode.h", "causal one too far", "query + 1 : p.keys", "query + 2 : p.keys"),
     ("decode.h", "the mask forgotten", "(!mask || mask[key * mask_step])", "true"),
@@ -295,10 +302,10 @@ CATALOGUE = [
         "(shared.next = shared.next + 2) - 2) {",
     ),
     (
-        "driver.cpp",
+        "threads.h",
         "the last rows left out",
-        "splits = divide(p.queries, rows);\n  const bool done",
-        "splits = p.queries / rows;\n  const bool done",
+        "splits = divide(queries, rows);",
+        "splits = queries / rows;",
     ),
     (
         "driver.cpp",

@@ -7,6 +7,7 @@ prints a line for each: its path and the first check that it fails, or "survives
 
 import functools
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -182,7 +183,8 @@ def far() -> None:
 
 def blind() -> None:
     """What is hidden from a row changes no bit of it, whoever else sees it and however large it is."""
-    for case in (Case(2, 2, 2, 40, 40, 5, 6, is_causal=True), Case(2, 2, 2, 2, 40, 5, 6, mask="bhqk")):
+    many = Case(2, 2, 2, 40, 40, 5, 6, mask="bhqk")
+    for case in (replace(many, mask=None, is_causal=True), many, replace(many, queries=2)):
         for offset in (0.0, 30.0):
             given, _, _, _ = expected(case, torch.float32)
             mask = given.options["attn_mask"]
@@ -194,6 +196,18 @@ def blind() -> None:
                 changed = {name: tensor.clone() for name, tensor in tensors.items()}
                 changed["key"][:, :, 20] = changed["value"][:, :, 20] = garbage
                 assert torch.equal(Arguments(changed, given.options)("cpu")[blind], clean[blind])
+
+
+def shared() -> None:
+    """What all queries and keys share costs no digits."""
+    for is_causal in (False, True):
+        case = Case(1, 2, 2, 40, 40, 20, 9, is_causal=is_causal)
+        given, grad = arguments(case, torch.float32)
+        tensors = {name: t + 30.0 if name != "value" else t for name, t in given.tensors.items()}
+        moved = Arguments(tensors, given.options)
+        truth, size = moved.to(torch.float64)("reference"), sizes(case, moved, grad)["output"]
+        allowed = FACTOR * relative_error(moved("reference"), truth, size) + LUCK
+        assert relative_error(moved("cpu"), truth, size) <= allowed
 
 
 def strides() -> None:
@@ -251,7 +265,20 @@ def sweep() -> None:
         exact(case, (torch.float32, torch.bfloat16, torch.float16)[number % 3])
 
 
-CHECKS = [values, ties, masked, hidden_from_some, far, blind, half_precision, rounding, strides, uninitialised, threads]
+CHECKS = [
+    values,
+    ties,
+    masked,
+    hidden_from_some,
+    far,
+    blind,
+    shared,
+    half_precision,
+    rounding,
+    strides,
+    uninitialised,
+    threads,
+]
 
 
 def prepare() -> None:

@@ -50,6 +50,12 @@ def length_of_stride_zero(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:, :, :1].expand(tensor.shape)
 
 
+def sliding_windows(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows that overlap but for one number: two dimensions of stride 1."""
+    _, _, length, features = tensor.shape
+    return tensor.flatten(2)[..., : length + features - 1].unfold(2, features, 1)
+
+
 LAYOUTS = [
     transposed,
     features_first,
@@ -58,6 +64,7 @@ LAYOUTS = [
     batch_of_stride_zero,
     heads_of_stride_zero,
     length_of_stride_zero,
+    sliding_windows,
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from inhibitor import InhibitorError, inhibitor_attention, which_backend
 from inhibitor.errors import OperatorError
@@ -75,6 +76,7 @@ BAD_CALLS = [
     ("eta per row of integers", {"eta": torch.ones(2, 4, 3).long()}, "eta", "floating-point", "torch.int64"),
     ("reach 0", {"reach": 0.0}, "reach", "above 0", "0.0"),
     ("reach NaN", {"reach": NAN}, "reach", "above 0", "nan"),
+    ("reach without end", {"reach": INF}, "reach", "a finite number", "inf"),
     ("reach a word", {"reach": "far"}, "reach", "a number or", "'far'"),
     ("reach for 3 heads", {"reach": torch.ones(3)}, "reach", "of shape (4,)", "(3,)"),
     ("scale a tensor", {"scale": torch.tensor(0.5)}, "scale", "a number or None", "tensor(0.5000)"),
@@ -411,6 +413,51 @@ def test_a_padded_batch_equals_its_rows_unpadded(backend):
             cut = {name: t[row : row + 1, :, :length] if t.dim() == 4 else t for name, t in given.tensors.items()}
             alone = Arguments(cut, options)(backend)
             assert relative_error(padded[row : row + 1, :, :length], alone.double()) <= tolerance
+
+
+FORWARD_MODE = {
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x.flip(2),))[1],
+    "jacfwd": lambda function, x: torch.func.jacfwd(function)(x),
+    "of a sum": lambda function, x: torch.func.jvp(lambda x: function(x).sum(), (x,), (x.flip(2),))[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("kind", FORWARD_MODE)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_forward_mode_is_the_references_alone_and_elsewhere_an_error(backend, kind):
+    x = randn(1, 2, 3, 4)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return inhibitor_attention(x, x, x, delta=0.5, backend=backend)
+
+    if backend == "reference":
+        assert FORWARD_MODE[kind](function, x).any()
+    else:
+        with pytest.raises(OperatorError, match=r'a tangent.*backend="reference"'):
+            FORWARD_MODE[kind](function, x)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "gamma", "delta", "reach", "eta", "length_exponent"])
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_a_tangent_that_would_be_lost_is_refused_and_no_other(backend, name):
+    given, _ = arguments(Case(1, 2, 2, 3, 5, 3, 4, parameters="per head", reach=True), torch.float32)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(given.tensors[name], torch.ones_like(given.tensors[name]))
+        call = Arguments(given.tensors | {name: dual}, given.options)
+        if backend == "reference" or name in ("eta", "length_exponent"):
+            assert forward_ad.unpack_dual(call(backend)).tangent.any()
+        else:
+            with pytest.raises(OperatorError, match=r"inhibitor_attention: expected .*a tangent"):
+                call(backend)
+
+
+def test_the_default_device_is_not_asked_what_a_tensor_says():
+    expected = which_backend(), inhibitor_attention(Q, K, K, length_exponent=0.5, reach=0.5, is_causal=True)
+    with torch.device("meta"):
+        found = which_backend(), inhibitor_attention(Q, K, K, length_exponent=0.5, reach=0.5, is_causal=True)
+    assert found[0] == expected[0]
+    assert torch.equal(found[1], expected[1])
 
 
 def test_what_a_graph_takes_as_constant_is_marked_as_pytorch_marks_it():

@@ -71,11 +71,15 @@ def test_errs_at_most_twice_as_much_as_the_plain_formula(dtype, case, record_pro
 
 
 @pytest.mark.parametrize("offset", [3.0, 30.0], ids=str)
-@pytest.mark.parametrize("queries", [2, 33], ids=["few queries", "many queries"])
-def test_what_query_and_key_share_costs_no_digits(queries, offset, instruction_set):
+@pytest.mark.parametrize("queries", [2, 65], ids=["few queries", "many queries"])
+@pytest.mark.parametrize("rule", ["everything", "causal", "causal, without the first key"])
+def test_what_query_and_key_share_costs_no_digits(rule, queries, offset, instruction_set):
     """Σ|q − k| does not change when both move: nor may its error, beyond that of the moved inputs."""
-    case = Case(1, 2, 2, queries, 65, 64, 32, parameters="numbers")
+    case = Case(1, 2, 2, queries, 65, 64, 32, parameters="numbers", is_causal=rule != "everything")
     given, grad = arguments(case, torch.float32)
+    if "first" in rule:
+        given.options["attn_mask"] = torch.arange(65) >= 1
+        given.tensors["key"][:, :, 0] = -1e4
     given = separate(case, given)
     moved = {name: given.tensors[name] + offset for name in ("query", "key")}
     given = Arguments(given.tensors | moved, given.options)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from inhibitor.ops import cpu
+from inhibitor.errors import OperatorError
+from inhibitor.ops import cpu, integer_cpu
 from tests.ops.cases import Case, arguments, relative_error
 
 # The package as it is where there was no compiler: what is said, in the order in which it happens.
@@ -83,6 +85,15 @@ def test_the_installed_kernels_agree_with_the_reference(name):
         found = given.with_gradients(grad, "cpu")
     for key, tensor in expected.items():
         assert relative_error(found[key], tensor) <= 1e-4, key
+
+
+@pytest.mark.parametrize("module", [cpu, integer_cpu], ids=["floats", "integers"])
+def test_a_library_of_another_version_is_refused_and_it_says_what_to_do(module, monkeypatch):
+    if not cpu.INSTALLED:
+        pytest.skip("installed without native kernels")
+    monkeypatch.setattr(module, "_PROBLEM", struct.Struct("=3q"))
+    with pytest.raises(OperatorError, match=r"native kernels: expected .* of 24 bytes, got \d+\. .*pip install"):
+        module._load()
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,60 @@ def test_codes_of_what_an_activation_gives(name, shape):
     assert found.numel() == 0 or found.max() - found.min() > 100
 
 
+def test_numbers_are_those_of_the_call_wherever_they_lie():
+    """Tensors of one number that come and go may lie where others lay; and some changes PyTorch does not count."""
+    given, (_, _, *rest) = some_codes(4, 48), layer()
+
+    def check(zero_point, expected):
+        found = int8_linear(given, zero_point, *rest)
+        torch.testing.assert_close(found.double(), exact(given, expected, *rest), rtol=1e-6, atol=1e-3)
+
+    for number in range(0, 200, 20):
+        check(torch.full((1 << 20,), number, dtype=torch.int32)[0], number)
+    zero_point = torch.tensor(3, dtype=torch.int32)
+    check(zero_point, 3)
+    zero_point.data.fill_(100)
+    check(zero_point, 100)
+    with torch.inference_mode():
+        zero_point = torch.tensor(3, dtype=torch.int32)
+        check(zero_point, 3)
+        zero_point.fill_(100)
+        check(zero_point, 100)
+
+
+def test_weights_are_those_of_the_call_wherever_they_lie():
+    given, (_, zero_point, weight, scale, bias) = some_codes(4, 48), layer()
+
+    def check(weight):
+        found = int8_linear(given, zero_point, weight, scale, bias)
+        torch.testing.assert_close(found.double(), exact(given, zero_point, weight, scale, bias), rtol=1e-6, atol=1e-3)
+
+    held = weight.clone()
+    for number in range(5):
+        held.data = weight.roll(number, 0)  # where the one before the last lay, perhaps
+        check(held)
+    with torch.inference_mode():
+        inside = weight.clone()
+        check(inside)
+        inside.neg_()
+        check(inside)
+
+
+def test_the_default_device_is_not_that_of_a_layer(path):
+    given, (multiplier, *rest) = some_codes(4, 48), layer()
+    x = torch.randn(4, 48, generator=torch.Generator().manual_seed(1))
+    expected = int8_linear(given, *rest), codes(x, multiplier, rest[0])
+    with torch.device("meta"):
+        found = int8_linear(given, *rest), codes(x, multiplier, rest[0])
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_codes_of_a_negated_view_are_those_of_what_it_means(path):
+    x = torch.randn(4, 48, generator=torch.Generator().manual_seed(1))
+    multiplier, zero_point = layer()[:2]
+    assert torch.equal(codes(torch._neg_view(x), multiplier, zero_point), codes(-x, multiplier, zero_point))
+
+
 def test_the_operator_passes_pytorchs_own_checks():
     _, zero_point, weight, scale, bias = layer()
     for shape, given in (((5, 48), bias), ((2, 3, 48), None)):

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from inhibitor import IntegerGrid, inhibitor_attention_int8
 from inhibitor.errors import OperatorError
@@ -147,6 +149,10 @@ def test_a_grid_from_numbers_by_key_head_serves_its_group():
         ("reach", torch.tensor([1.0, math.inf]), "reach: expected finite numbers greater than 0"),
         ("reach", torch.ones(3), "query_key_step: expected one number for each of 3 heads"),
         ("scale", 0.0, "scale: expected a number greater than 0"),
+        ("scale", None, "scale: expected a number greater than 0, got None"),
+        ("scale", torch.tensor(0.5), "scale: expected a number greater than 0"),
+        ("gamma", None, "gamma: expected a number or a tensor, got None"),
+        ("value_step", "a", "value_step: expected a number or a tensor, got 'a'"),
         ("gamma", torch.ones(5), "query_key_step: expected one number for each of 5 heads"),
     ],
 )
@@ -189,6 +195,75 @@ def test_numbers_go_to_the_nearest_step_ties_to_even_and_stay_in_range():
         128,
     ]
     assert quantize_value(x, step, bits=4).flatten().tolist() == [-7, -7, -2, 0, 0, 0, 2, 2, 7, 7, 0]
+
+
+IN_RANGE = {
+    "multiplier": (1 << 15, 1 << 16),
+    "shift": (8, 32),
+    "threshold": (-(1 << 18), (1 << 18) + 1),
+    "reach": (1, 256),
+}
+
+
+@pytest.mark.parametrize("name", IN_RANGE)
+def test_a_grid_put_together_by_hand_stays_in_the_ranges_of_the_specification(name):
+    good = IntegerGrid.of(0.5, 0.5, torch.ones(3), 0.0, scale=1.0, reach=1.0)
+    low, end = IN_RANGE[name]
+    for number in (low, end - 1):
+        replace(good, **{name: torch.tensor([low, number, low], dtype=torch.int32)})
+    for number in (low - 1, end):
+        with pytest.raises(OperatorError, match=rf"{name}: expected numbers from {low} to {end - 1}, got .*{number}"):
+            replace(good, **{name: torch.tensor([low, number, low], dtype=torch.int32)})
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, NAN])
+@pytest.mark.parametrize("name", ["query_key_step", "value_step"])
+def test_a_grid_put_together_by_hand_has_steps(name, wrong):
+    good = IntegerGrid.of(0.5, 0.5, torch.ones(3), 0.0, scale=1.0)
+    with pytest.raises(OperatorError, match=f"{name}: expected finite numbers greater than 0, got .*{wrong}"):
+        replace(good, **{name: torch.tensor([1.0, wrong, 1.0])})
+
+
+def test_a_grid_lies_on_one_device():
+    good = IntegerGrid.of(0.5, 0.5, torch.ones(3), 0.0, scale=1.0)
+    with pytest.raises(OperatorError, match="shift: expected query_key_step's device cpu, got meta"):
+        replace(good, shift=good.shift.to("meta"))
+    with pytest.raises(OperatorError, match="delta: expected gamma's device cpu, got meta"):
+        IntegerGrid.of(0.5, 0.5, torch.ones(3), torch.zeros(3, device="meta"), scale=1.0)
+
+
+def test_numbers_go_where_the_tensors_are():
+    with torch.device("meta"):
+        grid = IntegerGrid.of(0.5, 0.5, torch.ones(3, device="cpu"), 0.0, scale=1.0, reach=1.0)
+    assert {tensor.device.type for tensor in grid.tensors if tensor is not None} == {"cpu"}
+
+
+def test_grids_are_told_apart_by_what_they_are():
+    one, other = (IntegerGrid.of(0.5, 0.5, torch.ones(3), 0.0, scale=1.0) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+
+
+@pytest.mark.parametrize("function", [quantize_query_key, quantize_value])
+@pytest.mark.parametrize(
+    ("step", "got"),
+    [
+        (0.1, "float"),
+        (torch.ones(3), r"torch.float32 of shape \(3,\)"),
+        (torch.ones(()), r"torch.float32 of shape \(\)"),
+        (torch.ones(4).double(), "torch.float64 of shape"),
+        (torch.ones(4, device="meta"), "on meta"),
+    ],
+    ids=["number", "other heads", "no dimension", "float64", "another device"],
+)
+def test_a_step_that_does_not_fit_is_refused(function, step, got):
+    with pytest.raises(
+        OperatorError, match=rf"step: expected torch.float32 of shape \(4,\) or \(1,\) on cpu, got .*{got}"
+    ):
+        function(randn(2, 4, 5, 6), step)
+    with pytest.raises(OperatorError, match="x: expected 4 dimensions"):
+        function(randn(4, 5, 6), torch.ones(1))
 
 
 @pytest.mark.parametrize("bits", [1, 9, 4.0, "8"])
@@ -403,6 +478,29 @@ def test_there_is_no_gradient_and_it_says_so():
     output = inhibitor_attention_int8(q, q, q, grid)
     with pytest.raises(OperatorError, match=r"expected a call without gradients.*fake quantisation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "eta", "length_exponent"])
+def test_there_is_no_forward_mode_and_it_says_so(name):
+    given: dict[str, Any] = {tensor: randn(1, 2, 5, 8) for tensor in ("query", "key", "value")}
+    given |= {"eta": torch.ones(2), "length_exponent": torch.ones(2)}
+    grid = IntegerGrid.of(0.1, 0.1, torch.ones(2), 0.0, scale=1.0, reach=1.0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(given[name], torch.ones_like(given[name]))
+        with pytest.raises(OperatorError, match=r"inhibitor_attention_int8: expected .*a tangent.*inhibitor_attention"):
+            inhibitor_attention_int8(**(given | {name: dual}), grid=grid)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_unequal_steps_within_a_group_are_refused_in_a_graph_too(backend):
+    grid = IntegerGrid.of(torch.tensor([0.02, 0.05, 0.02, 0.05]), 0.02, 1.0, 0.5, scale=0.25)
+
+    def function(query, key):
+        return inhibitor_attention_int8(query, key, key, grid, enable_gqa=True, backend=backend)
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    with pytest.raises(OperatorError, match="query_key_step: expected equal steps"):
+        compiled(randn(1, 4, 5, 16), randn(1, 2, 5, 16))
 
 
 def test_auto_says_what_it_takes_and_why():

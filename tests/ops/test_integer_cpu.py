@@ -1,11 +1,13 @@
 """The native integer kernels: the reference's bits, for every instruction set that this processor can run."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from inhibitor import IntegerGrid, inhibitor_attention_int8
 from inhibitor.errors import OperatorError
@@ -336,6 +338,99 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
     long = good[:, :, :1].expand(1, 4, 2**17, 8)
     with pytest.raises(OperatorError, match="key: expected 131072 tokens at most, got 131077"):
         cache.append(long, long)
+
+
+def cache_of(key, value, grid):
+    """A cache that holds these keys and values."""
+    cache = IntegerCache(key.shape[0], key.shape[1], key.shape[3], value.shape[3], grid)
+    cache.append(key, value)
+    return cache
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("reach", [False, True])
+def test_a_cache_is_filled_and_read_in_compiled_graphs(reach, compiler):
+    query, key, value = floats_of(replace(SMALL, reach=reach))
+    grid = grid_of(replace(SMALL, reach=reach))
+
+    def step(cache, query, key, value):
+        cache.append(key, value)
+        return cache.attend(query, length_exponent=0.5)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, backend=compiler, fullgraph=True)
+    found, expected = (IntegerCache(3, 2, 5, 6, grid) for _ in range(2))
+    for first in range(0, 12, 3):
+        part = query, key[:, :, first : first + 3], value[:, :, first : first + 3]
+        assert torch.equal(compiled(found, *part), step(expected, *part))
+    assert len(found) == 12
+
+
+def test_a_cache_takes_negated_views_for_what_they_mean():
+    query, key, value = floats_of(SMALL)
+    negated, *packed = (torch._neg_view(x) for x in (query, key, value))
+    assert negated.is_neg()
+    found = cache_of(packed[0], packed[1], grid_of(SMALL)).attend(negated)
+    assert torch.equal(found, cache_of(-key, -value, grid_of(SMALL)).attend(-query))
+
+
+def test_a_cache_passes_no_gradient_and_says_so():
+    query, key, value = (x.requires_grad_() for x in floats_of(SMALL))
+    cache = cache_of(key.detach(), value.detach(), grid_of(SMALL))
+    with pytest.raises(OperatorError, match=r"key: expected a call without gradients.*torch\.no_grad"):
+        cache.append(key, value.detach())
+    with pytest.raises(OperatorError, match="value: expected a call without gradients"):
+        cache.append(key.detach(), value)
+    assert len(cache) == SMALL.keys
+    for output in (cache.attend(query), cache.attend(query.detach(), eta=torch.ones(4, requires_grad=True))):
+        with pytest.raises(OperatorError, match=r"expected a call without gradients.*fake quantisation"):
+            output.sum().backward()
+    with torch.no_grad():
+        cache.append(key, value)
+    assert len(cache) == 2 * SMALL.keys
+
+
+def test_a_cache_refuses_tangents():
+    query, key, value = floats_of(SMALL)
+    cache = cache_of(key, value, grid_of(SMALL))
+    match = "inhibitor_attention_int8: expected .*a tangent"
+    with pytest.raises(OperatorError, match=match):
+        torch.func.jvp(cache.attend, (query,), (query,))
+    with forward_ad.dual_level(), pytest.raises(OperatorError, match=match):
+        cache.append(forward_ad.make_dual(key, key), value)
+
+
+def test_a_cache_is_read_by_many_queries_under_vmap():
+    query, key, value = floats_of(SMALL)
+    cache = cache_of(key, value, grid_of(SMALL))
+    queries = torch.stack([query, query.flip(2)])
+    with warnings.catch_warnings(action="ignore"):  # there is no batching rule: one after the other
+        found = torch.vmap(cache.attend)(queries)
+    assert torch.equal(found, torch.stack([cache.attend(x) for x in queries]))
+
+
+def test_the_default_device_is_not_that_of_a_cache():
+    query, key, value = floats_of(SMALL)
+    grid = grid_of(SMALL)
+    expected = cache_of(key, value, grid).attend(query)
+    with torch.device("meta"):
+        assert torch.equal(cache_of(key, value, grid).attend(query), expected)
+
+
+@pytest.mark.parametrize("reach", [False, True])
+def test_the_operators_of_a_cache_pass_pytorchs_own_checks(reach):
+    case = replace(SMALL, reach=reach)
+    query, key, value = floats_of(case)
+    grid = grid_of(case)
+    packed = tuple(torch.zeros(3, 2, 1, size, dtype=torch.uint8) for size in (32 * 8, 32 * 16))
+    ops = torch.ops.inhibitor
+    by_key = grid.query_key_step[::2], grid.value_step[::2]
+    torch.library.opcheck(ops.integer_append.default, (key, value, *by_key, *packed, 0))
+    torch.library.opcheck(ops.integer_append.default, (*codes(case)[1:], None, None, *packed, 0))
+    factor, exponent = torch.ones(3, 4, 17, 1, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    for scale in ((None, None), (factor, exponent if reach else None)):
+        inputs = (query, *packed, *grid.tensors, *scale, None, True, True, 13, 6)
+        torch.library.opcheck(ops.integer_attend.default, inputs)
 
 
 def test_the_operator_passes_pytorchs_own_checks():

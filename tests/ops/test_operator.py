@@ -107,6 +107,40 @@ def test_compiles_whole_and_follows_the_length():
     assert counter.frame_count == 2  # once for the first length, once more for any other
 
 
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
+    return inhibitor_attention(query, key, value, delta=0.5, length_exponent=0.5, reach=0.7, attn_mask=attn_mask)
+
+
+def with_batch(batch: int, length: int = 9) -> tuple[torch.Tensor, ...]:
+    """Arguments of ``attend``."""
+    query, key, value = torch.randn(3, batch, 4, length, 16, generator=torch.Generator().manual_seed(batch))
+    return query, key, value, torch.arange(length).view(1, 1, 1, -1).expand(batch, -1, -1, -1) < length - 2
+
+
+def test_compiles_once_for_every_batch():
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attend, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    for size in (2, 3, 5, 4):
+        torch.testing.assert_close(compiled(*with_batch(size)), attend(*with_batch(size)), rtol=1e-6, atol=1e-6)
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 4
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
+def test_is_exported_for_every_batch_and_length(strict):
+    class Module(torch.nn.Module):
+        def forward(self, query, key, value, attn_mask):
+            return attend(query, key, value, attn_mask)
+
+    sizes, of_mask = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC}
+    shapes = (sizes, sizes, sizes, of_mask | {3: torch.export.Dim.DYNAMIC})
+    exported = torch.export.export(Module(), with_batch(2), dynamic_shapes=shapes, strict=strict).module()
+    given = with_batch(5, length=30)
+    torch.testing.assert_close(exported(*given), attend(*given), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor's own
 def test_compiles_with_inductor():

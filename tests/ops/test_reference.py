@@ -143,6 +143,24 @@ def test_the_mean_does_not_run_over_padding(backend):
     torch.testing.assert_close(padded(backend), given(backend), rtol=0, atol=TOLERANCES["loops"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_accumulated_in_float32_and_rounded_once(dtype):
+    case = Case(2, 4, 2, 9, 70, 16, 8, mask="bk", parameters="per head", reach=True)
+    given, grad = arguments(case, dtype)
+    wide = given.to(torch.float32).with_gradients(grad.float(), "reference")
+    for name, found in given.with_gradients(grad, "reference").items():
+        if name == "output":
+            assert torch.equal(found, wide[name].to(dtype))
+        else:
+            torch.testing.assert_close(found, wide[name].to(found.dtype))
+
+
+def test_half_precision_distances_do_not_overflow():
+    far = torch.full((1, 1, 2, 256), 300.0, dtype=torch.float16)
+    value = torch.ones(1, 1, 2, 4, dtype=torch.float16)
+    assert inhibitor_attention(far, -far, value, backend="reference").flatten().tolist() == [2.0] * 8
+
+
 def test_can_be_differentiated_twice():
     case = Case(2, 2, 1, 2, 3, 2, 2, mask="bhqk", parameters="per head")
     given = separate(case, arguments(case, seed=1)[0])

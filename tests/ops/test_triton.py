@@ -17,7 +17,7 @@ from inhibitor.ops.triton.configuration import Device, choose
 from tests.ops.cases import FACTOR, LUCK, SWEEP, Arguments, Case, arguments, relative_error, separate, sizes
 from tests.ops.layouts import beyond_two_to_the_31st, different, features_first, heads_of_stride_zero, step_two
 
-pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor[triton]'")
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor-attention[triton]'")
 ON_A_GPU = torch.accelerator.is_available()
 DEVICE = str(torch.accelerator.current_accelerator()) if ON_A_GPU else "cpu"
 pytestmark = pytest.mark.skipif(not (ON_A_GPU or triton.interpreted()), reason="Triton was imported to compile")
@@ -280,7 +280,7 @@ def test_what_triton_cannot_serve_is_refused_not_replaced(changed, compiling, go
 def test_without_triton_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(triton, "INSTALLED", False)
     x = torch.ones(1, 1, 2, 4, device=DEVICE)
-    with pytest.raises(OperatorError, match=r"Triton is not installed. pip install 'inhibitor\[triton\]'"):
+    with pytest.raises(OperatorError, match=r"Triton is not installed. pip install 'inhibitor-attention\[triton\]'"):
         inhibitor_attention(x, x, x, backend="triton")
     with FakeTensorMode():
         assert which_backend(torch.empty(1, 2, 8, 64, device="cuda")).reason == "Triton is not installed"

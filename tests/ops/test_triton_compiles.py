@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor[triton]'")
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'inhibitor-attention[triton]'")
 
 # The operations of each kernel's loops for each element, and the least share of arithmetic among all of them.
 LOOPS = {

@@ -11,11 +11,13 @@ import pytest
 
 from inhibitor.distill.recipe import TaskStage
 from inhibitor.errors import ConfigError, RunError
+from inhibitor.evaluate.finetune import FinetuneConfig
 from inhibitor.reproduce import accuracy
-from inhibitor.reproduce.accuracy import ACCURACY
 from inhibitor.reproduce.grid import Standing, reproduce
 from inhibitor.reproduce.pools import Child, Ended
 from inhibitor.reproduce.recipe import ReproduceConfig
+from inhibitor.runs import ACCURACY, Run, write_text
+from tests.test_runs import WRITTEN, at_work
 
 E2_CAN_BE_TUNED = "held_out" in TaskStage.model_fields
 TWO = [1e-3, 1e-2]
@@ -150,6 +152,63 @@ def test_a_run_of_other_values_is_not_taken_for_this_one(values, forks):
     assert "another run (max_length: 32 there, 16 here)" in outcome.failures[0].reason
 
 
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        (lambda text: text[:100], "expected a metrics.json of one JSON object"),
+        (lambda text: "[]", "expected a metrics.json of one JSON object"),
+        *((lambda text, key=key: text.replace(f'"{key}"', '"other"'), key) for key in ("headline", "rows", "scores")),
+        (lambda text: json.dumps(json.loads(text) | {"rows": 3}), "expected headline, rows and scores"),
+    ],
+    ids=["cut off", "list", "no headline", "no rows", "no scores", "no mapping"],
+)
+def test_damaged_metrics_are_the_failure_of_their_run_alone(values, forks, damage, got):
+    """Also of a run that teaches another one, which then does not begin."""
+
+    measured = {"headline": 0.5, "rows": {"train": 4, "validation": 2}, "scores": {"validation": {"accuracy": 0.5}}}
+
+    def trained(child):
+        """What a fine-tuning leaves, at once."""
+        options = [option.removeprefix("--").replace("-", "_") for option in child.arguments[1::2]]
+        run = Run.start(child.folder, FinetuneConfig(**dict(zip(options, child.arguments[2::2], strict=True))))
+        said = json.dumps(measured)
+        write_text(run.path / "metrics.json", damage(said) if "seed-0" in str(child.folder) else said)
+        return Ended(0, "")
+
+    forks.before = trained
+    values |= {"experiments": ["e0"]}
+    for outcome in (go(values), go(values)):  # as it ends, and when it is found
+        (failure,) = outcome.failures
+        assert failure.name == "e0/reviews/seed-0"
+        assert got in failure.reason
+        assert {record.key for record in outcome.records} == {("e0", "reviews", 1)}
+
+
+def test_a_grid_has_its_folder_for_itself(values, forks):
+    """A second one would take the first one's lines out of accuracy.jsonl."""
+    values |= {"seeds": [0], "experiments": ["e0"]}
+    folder = Path(values["output"])
+    with at_work(folder) as child, pytest.raises(RunError, match=f"held by process {child}"):
+        go(values)
+    assert forks.children == []
+    assert (folder / "config.yaml").read_text() == WRITTEN
+    forks.before = lambda child: Ended(int((folder / "run.lock").is_file()), "")
+    assert [failure.reason[:13] for failure in go(values).failures] == ["exit status 1"]
+    assert not (folder / "run.lock").exists()
+
+
+def test_what_was_asked_last_is_marked_as_that(values, forks):
+    forks.before = lambda child: Ended(1, "")
+    for seeds in ([0], [1]):
+        config = ReproduceConfig.parse(values | {"seeds": seeds, "experiments": ["e0"]})
+        reproduce(config, "grid.yaml")
+        written = Path(values["output"]) / "config.yaml"
+        assert written.read_text().startswith(
+            "# As it was called last; each run's own folder says what that run was asked.\n"
+        )
+        assert ReproduceConfig.load(written) == config
+
+
 def recipe(values):
     file = Path(values["output"]).with_suffix(".yaml")
     file.write_text(json.dumps(values))
@@ -205,7 +264,7 @@ def test_failures_end_in_status_1(values, monkeypatch, capsys, forks):
 
 def test_ray_is_refused_where_it_is_missing(values, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"got ray\. pip install 'inhibitor\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"got ray\. pip install 'inhibitor-attention\[ray\]'"):
         go(values, executor="ray")
     assert not Path(values["output"]).exists()
 

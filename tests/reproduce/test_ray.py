@@ -13,7 +13,7 @@ from inhibitor.reproduce.grid import reproduce
 from inhibitor.reproduce.pools import Child, RayPool
 from inhibitor.reproduce.recipe import ReproduceConfig
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'inhibitor[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'inhibitor-attention[ray]'")
 psutil = pytest.importorskip("psutil")
 
 EPOCHS = 60

@@ -62,11 +62,12 @@ def test_every_glue_task_has_its_files():
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_secret_labels_are_taken_of_the_test_split_only(tmp_path, split):
-    task = TASKS["rte"]
-    write(tmp_path / "rte", task, "test")
+@pytest.mark.parametrize("name", ["rte", "stsb"])
+def test_secret_labels_are_taken_of_the_test_split_only(tmp_path, name, split):
+    task = TASKS[name]
+    write(tmp_path / name, task, "test")
     assert list(load_task(task, tmp_path, splits=("test",)).splits["test"].rows["label"]) == [-1, -1, -1]
-    write(tmp_path / "rte", task, split)
+    write(tmp_path / name, task, split)
     with pytest.raises(DataError, match=r"line 1, column 'label'.*got -1"):
         load_task(task, tmp_path, splits=(split,))
 
@@ -78,9 +79,13 @@ def test_other_labels_stay_refused(tmp_path, label):
         load_task(TASKS["sst2"], tmp_path, splits=("test",))
 
 
-def test_tsv_may_have_them_too(tmp_path):
-    (tmp_path / "test.tsv").write_text("sentence\tlabel\na\t-1\n")
-    assert list(load_task(TASKS["sst2"], tmp_path, splits=("test",)).splits["test"].rows["label"]) == [-1]
+@pytest.mark.parametrize(("name", "labels"), [("sst2", ["-1"]), ("stsb", ["-1", "-1.0"])])
+def test_tsv_may_have_them_too(tmp_path, name, labels):
+    columns = [*TASKS[name].texts, "label"]
+    lines = [columns, *(["a"] * (len(columns) - 1) + [label] for label in labels)]
+    (tmp_path / "test.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    found = load_task(TASKS[name], tmp_path, splits=("test",)).splits["test"].rows["label"]
+    assert list(found) == [-1] * len(labels)
 
 
 def test_the_test_split_of_imdb_is_no_secret(tmp_path):

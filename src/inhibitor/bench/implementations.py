@@ -13,6 +13,7 @@ from inhibitor.bench.results import Direction, Family, Mask
 from inhibitor.bench.shapes import Shape
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.ops import cpu, inhibitor_attention
+from inhibitor.ops.attention import Backend
 
 BASELINE = "SDPA float32"
 MODEL = InhibitorConfig().model_dump(include={"delta", "reach", "length_exponent"})  # of a model just converted
@@ -95,16 +96,16 @@ class Implementation:
 def implementations() -> list[Implementation]:
     """Everything that is compared; the kernels are those of this build and this processor."""
     found = [
-        Implementation(f"kernel {name}", "inhibitor", _kernel({}), instruction_set=name)
+        Implementation(f"kernel {name}", "inhibitor", _ours("cpu", {}), instruction_set=name)
         for name in cpu.instruction_sets()
     ]
     if found:  # as a model has it
         best = found[0].instruction_set
         name = f"kernel {best}, δ={MODEL['delta']:g}, τ={MODEL['reach']:g}"
-        found.insert(1, Implementation(name, "inhibitor", _kernel(MODEL), MODEL, instruction_set=best))
+        found.insert(1, Implementation(name, "inhibitor", _ours("cpu", MODEL), MODEL, instruction_set=best))
     return [
         *found,
-        Implementation("PyTorch backend", "inhibitor", _torch_backend),
+        Implementation("PyTorch backend", "inhibitor", _ours("torch", {})),
         Implementation(
             "dense cdist form", "inhibitor", _cdist_form, dense=Dense(True, forward=3, backward=4), takes_masks=False
         ),
@@ -114,17 +115,12 @@ def implementations() -> list[Implementation]:
     ]
 
 
-def _kernel(options: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor, Sight], Tensor]:
+def _ours(backend: Backend, options: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor, Sight], Tensor]:
     def attend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         mask, causal = sight.attn_mask, sight.is_causal
-        return inhibitor_attention(query, key, value, attn_mask=mask, is_causal=causal, backend="cpu", **options)
+        return inhibitor_attention(query, key, value, attn_mask=mask, is_causal=causal, backend=backend, **options)
 
     return attend
-
-
-def _torch_backend(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
-    mask, causal = sight.attn_mask, sight.is_causal
-    return inhibitor_attention(query, key, value, attn_mask=mask, is_causal=causal, backend="torch")
 
 
 def _cdist_form(query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:

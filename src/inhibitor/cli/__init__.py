@@ -19,9 +19,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit status 2 is an error of ours, in one sentence: something that cannot be used, or training that cannot go on
-    (no memory, no disk space, a NaN). 143 and 130 are SIGTERM and Ctrl-C; during training the sentence then names the
-    checkpoint that the same command goes on from.
+    Exit status 2 is an error of ours or of a file's, in one sentence: something that cannot be used, or training that
+    cannot go on (no memory, no disk space, a NaN). 143 and 130 are SIGTERM and Ctrl-C; during training the sentence
+    then names the checkpoint that the same command goes on from.
     """
     try:
         from inhibitor.cli import (
@@ -45,6 +45,10 @@ def main() -> None:
     except InhibitorError as error:
         print(f"inhibitor: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        said = error if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"inhibitor: {said}", file=sys.stderr)
+        sys.exit(2)
     except Interrupted as stop:
         print(f"inhibitor: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
@@ -64,7 +68,7 @@ def show(run: Path) -> None:
         console = Console()
         for table in summarise([run]):
             console.print(to_rich(table))
-        console.print(f"Report: {write_report([run], run / REPORT)}", soft_wrap=True)
+        typer.echo(f"Report: {write_report([run], run / REPORT)}")
 
 
 def quiet() -> None:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from inhibitor.errors import RunError
-
 NAME = "bench"
 app = typer.Typer(
     help="Measure speed on this machine; every result is checked before it is timed.", no_args_is_help=True
@@ -40,7 +38,9 @@ def attention(
 ) -> None:
     """Time inhibitor attention beside softmax attention: forward, backward, decoding, masks, short calls."""
     from inhibitor.bench.attention import AttentionBench
+    from inhibitor.config import user_path
 
+    output = user_path(output)
     config = AttentionBench.parse(
         {
             "output": output,
@@ -65,12 +65,7 @@ def attention(
     from inhibitor.report.speed import speed_tables
     from inhibitor.runs import write_bytes, write_text
 
-    try:  # now, not after the measurement
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            str(output.parent), expected="a folder", got=str(error.strerror), remedy="Choose another output."
-        ) from None
+    output.parent.mkdir(parents=True, exist_ok=True)  # now, not after the measurement
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=config.steps)
@@ -80,7 +75,7 @@ def attention(
     console = Console()
     for table in speed_tables(results):
         console.print(to_rich(table))
-    console.print(f"Results: {output}", soft_wrap=True)
+    typer.echo(f"Results: {output}")
     if figure := speed_figure(results.measurements):
         write_bytes(output.with_suffix(".png"), to_png(figure))
-        console.print(f"Picture: {output.with_suffix('.png')}", soft_wrap=True)
+        typer.echo(f"Picture: {output.with_suffix('.png')}")

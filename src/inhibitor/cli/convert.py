@@ -15,20 +15,24 @@ def run(
     output: Annotated[Path, typer.Option(help="Where the converted model goes; a new or empty folder.")],
     layers: Annotated[str, typer.Option(help="Layers to convert, for example 0,1,5; all by default.")] = "",
     per: Annotated[str, typer.Option(help="head or layer: how finely γ, η, δ, ρ, τ and u are learned.")] = "head",
-    length_exponent: Annotated[float, typer.Option(help="Initial ρ: 0 is the paper's sum, 1 a mean.")] = 1.0,
+    length_exponent: Annotated[float, typer.Option(help="Initial ρ: 0 is a sum over keys, 1 a mean.")] = 1.0,
 ) -> None:
     """Give a pretrained model inhibitor attention. Its weights stay; distil it before you use it."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
     from inhibitor.cli import quiet
+    from inhibitor.config import user_path
     from inhibitor.models.attention import inhibitor_layers
     from inhibitor.models.config import InhibitorConfig
     from inhibitor.models.convert import convert
     from inhibitor.models.loading import load_pretrained
+    from inhibitor.runs import check_folder
 
     quiet()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    output = user_path(output)
+    check_folder(output)
+    if output.exists() and any(output.iterdir()):
         raise RunError(str(output), expected="a new or empty folder", got="one in use", remedy="Choose another output.")
     try:
         chosen = tuple(int(layer) for layer in layers.split(",")) if layers else None
@@ -41,8 +45,8 @@ def run(
     auto_class = (
         getattr(transformers, architectures[0], transformers.AutoModel) if architectures else transformers.AutoModel
     )
-    student = convert(load_pretrained(auto_class, model), config)
+    tokenizer, student = load_pretrained(AutoTokenizer, model), convert(load_pretrained(auto_class, model), config)
     student.save_pretrained(output)
-    load_pretrained(AutoTokenizer, model).save_pretrained(output)
+    tokenizer.save_pretrained(output)
     typer.echo(f"{output}: {type(student).__name__}, inhibitor attention in layers {list(inhibitor_layers(student))}")
     typer.echo("It is not trained yet: start from it, or let `inhibitor distill` convert and train in one run.")

@@ -17,14 +17,17 @@ def run(
     import json
 
     from inhibitor.cli import quiet
+    from inhibitor.config import user_path
     from inhibitor.quantization.count import count
     from inhibitor.runs import write_text
 
     quiet()
+    if output is not None:
+        output = user_path(output)
+        output.parent.mkdir(parents=True, exist_ok=True)  # now, not after the counting
     counted = count(model, length)
     _show(counted)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, json.dumps(counted, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -51,4 +51,4 @@ def run(
     )
     quiet()
     finetune(config)
-    show(output)
+    show(config.output)

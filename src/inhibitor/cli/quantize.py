@@ -46,7 +46,7 @@ def run(
     )
     quiet()
     quantize(config)
-    _show(output)
+    _show(config.output)
 
 
 def _show(run: Path) -> None:
@@ -62,4 +62,4 @@ def _show(run: Path) -> None:
     (folder,) = read_runs([run]).quantizations
     for table in tables(folder.metrics):
         console.print(to_rich(table))
-    console.print(f"Model: {run / MODEL}\nReport: {write_report([run], run / REPORT)}", soft_wrap=True)
+    typer.echo(f"Model: {run / MODEL}\nReport: {write_report([run], run / REPORT)}")

@@ -13,16 +13,11 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example tasks=[cola] seeds=[0] processes=2.")
     ] = None,
-    executor: Annotated[str | None, typer.Option(help="local or ray; the recipe's by default.")] = None,
-    submission: Annotated[
-        bool, typer.Option("--submission", help="Write files for GLUE's test server, of the first seed.")
-    ] = False,
 ) -> None:
     """Run what is not finished of the grid, and write its tables. Exit status 1 where a run failed."""
     from inhibitor.reproduce.recipe import ReproduceConfig
 
-    options = [*([f"executor={executor}"] if executor else []), *(["submission=true"] if submission else [])]
-    recipe = ReproduceConfig.load(config, [*(overrides or []), *options])
+    recipe = ReproduceConfig.load(config, overrides or [])
 
     from rich.console import Console
     from rich.markup import escape
@@ -55,7 +50,7 @@ def run(
     for table in tables(outcome.records):
         console.print(to_rich(table))
     for path in write_results(outcome.records, recipe.output, others) if outcome.records else []:
-        console.print(f"Results: {path}", soft_wrap=True, markup=False, highlight=False)
+        typer.echo(f"Results: {path}")
     for failure in outcome.failures:
         typer.echo(f"inhibitor: {failure.name}: {failure.reason}", err=True)
     if outcome.failures:

@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def collected(blocks: datasets.IterableDataset, count: int) -> datasets.Dataset:
 def _paths(config: TextConfig) -> list[Path]:
     paths: list[Path] = []
     for pattern in config.files:
+        pattern = os.path.expanduser(pattern)
         found = sorted(Path(name) for name in glob.glob(pattern, recursive=True)) or [Path(pattern)]
         paths.extend(path for path in found if path not in paths)
     for path in paths:

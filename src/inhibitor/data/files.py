@@ -38,6 +38,7 @@ class Row:
         values: By column.
         text: The row as it stands in a text file.
         typed: Whether values have types of their own; in CSV and TSV all are texts.
+        columns: Those of the whole file, where ``values`` has but some.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Row:
     values: Mapping[str, Any]
     text: str | None = None
     typed: bool = True
+    columns: Sequence[str] = ()
 
     @property
     def unit(self) -> str:
@@ -54,7 +56,8 @@ class Row:
     def value(self, column: str, remedy: str) -> Any:
         """The value of a column; raises ``RowError`` where there is no such column."""
         if column not in self.values:
-            got = f"only {', '.join(self.values) or 'others'}"
+            there = ", ".join(self.columns or self.values)
+            got = f"only {there}" if there else "none"
             raise RowError(self, column, expected=f"a column {column!r}", got=got, remedy=remedy)
         return self.values[column]
 
@@ -213,7 +216,16 @@ def _not_utf8(fault: re.Match[str]) -> dict[str, str]:
 
 def _read_parquet(path: Path, columns: Sequence[str], tally: Tally) -> Iterator[Row]:
     with _damage_named(str(path)):
-        batches = pq.ParquetFile(path).iter_batches(batch_size=1000, columns=list(columns))
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        batches = file.iter_batches(batch_size=1000, columns=list(columns))
+    if len(set(names)) < len(names):
+        raise DataError(
+            str(path),
+            expected="columns of different names",
+            got=f"{_repeated(names)!r} twice",
+            remedy="Rename one of them.",
+        )
     while True:
         with _damage_named(f"{path}, after row {tally.read}"):
             batch = next(batches, None)
@@ -222,7 +234,12 @@ def _read_parquet(path: Path, columns: Sequence[str], tally: Tally) -> Iterator[
             return
         for values in rows:
             tally.read += 1
-            yield Row(str(path), tally.read, values)
+            yield Row(str(path), tally.read, values, columns=names)
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first name that stands there twice."""
+    return next(name for name in names if names.count(name) > 1)
 
 
 @contextmanager
@@ -240,6 +257,8 @@ def _read_jsonl(path: Path, tally: Tally) -> Iterator[Row]:
     for number, line in read_lines(path, tally):
         try:
             values = json.loads(line, object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            got = f"{error.msg} at character {error.pos + 1}" if line.strip() else "a blank line"
         except (ValueError, RecursionError) as error:
             got = str(error)[:200]
         else:
@@ -286,16 +305,16 @@ def _fault(row: Row, header: list[str], fields: list[str] | None) -> RowError | 
 
 def _header(path: Path, record: tuple[int, list[str] | None, str]) -> list[str]:
     number, names, text = record
+    if fault := _NOT_TEXT.search(text):
+        raise DataError(f"{path}, line {number}", **_not_utf8(fault))
     if names is None:
         got = MISPLACED
-    elif _NOT_TEXT.search(text):
-        got = "bytes that are not UTF-8"
     elif not text.strip("\r\n"):
         got = "none"
     elif "" in names:
         got = f"no name for column {names.index('') + 1}"
     elif len(set(names)) < len(names):
-        got = f"{next(name for name in names if names.count(name) > 1)!r} twice"
+        got = f"{_repeated(names)!r} twice"
     else:
         return names
     raise DataError(

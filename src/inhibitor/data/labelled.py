@@ -15,7 +15,6 @@ from inhibitor.data.tasks import TASKS, Task
 from inhibitor.errors import DataError
 
 SHIPPED = Path(__file__).parent
-FLOAT32_MAX = 3.4028234663852886e38
 REMEDY = "Rename the columns as the Hugging Face hub does."
 
 _DECIMAL = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
@@ -257,10 +256,8 @@ def _checked(task: Task, source: str, rows: Iterable[Row], tally: Tally, blind: 
 
 
 def _check_label(task: Task, row: Row, blind: bool) -> float:
-    """A class id or its class's name, or a finite number; in digits where every value is a text; −1 where secret."""
+    """A class id or its class's name, or a number in range; in digits where every value is a text; −1 where secret."""
     value = row.value("label", REMEDY)
-    if blind and (value == "-1" if isinstance(value, str) and not row.typed else type(value) is int and value == -1):
-        return -1
     if isinstance(value, str):
         if value in task.labels:
             return task.labels.index(value)
@@ -268,16 +265,20 @@ def _check_label(task: Task, row: Row, blind: bool) -> float:
             return int(value)
         if not row.typed and task.regression and _DECIMAL.fullmatch(value):
             value = float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if task.regression and abs(value) <= FLOAT32_MAX:
+        elif not row.typed and blind and value == "-1":
+            value = -1
+    if isinstance(value, int | float) and not isinstance(value, bool) and (task.regression or isinstance(value, int)):
+        if blind and value == -1:
+            return -1
+        if task.range is not None and task.range[0] <= value <= task.range[1]:
             return value
-        if not task.regression and isinstance(value, int) and 0 <= value < len(task.labels):
+        if task.range is None and 0 <= value < len(task.labels):
             return value
     classes = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
     raise RowError(
         row,
         "label",
-        expected=classes or "a finite number",
+        expected=classes if task.range is None else f"a number from {task.range[0]:g} to {task.range[1]:g}",
         got=type(value).__name__
         if isinstance(value, list | dict)
         else "nothing"

@@ -1,9 +1,11 @@
 """What each labelled task is: its columns, its classes, its metrics and how the authors fine-tuned on it."""
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from inhibitor.config import suggestion
-from inhibitor.errors import DataError
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+
+from inhibitor.errors import DataError, suggestion
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Task:
         epochs: Passes over the training split.
         learning_rate: The peak of the linear schedule.
         batch_size: Rows per step.
+        range: The least and the greatest label of a regression; None where labels are classes.
     """
 
     name: str
@@ -35,11 +38,12 @@ class Task:
     epochs: int = 10
     learning_rate: float = 2e-5
     batch_size: int = 16
+    range: tuple[float, float] | None = None
 
     @property
     def regression(self) -> bool:
         """Whether the label is a number rather than a class."""
-        return not self.labels
+        return self.range is not None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ TASKS = {
         ),
         Task("rte", _PAIR, ("entailment", "not_entailment"), configuration="rte"),
         Task("sst2", ("sentence",), ("negative", "positive"), configuration="sst2", epochs=5),
-        Task("stsb", _PAIR, (), ("spearman", "pearson"), configuration="stsb", learning_rate=4e-5),
+        Task("stsb", _PAIR, (), ("spearman", "pearson"), configuration="stsb", learning_rate=4e-5, range=(0.0, 5.0)),
         Task("wnli", _PAIR, ("not_entailment", "entailment"), configuration="wnli"),
         Task(
             "imdb",
@@ -97,3 +101,15 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise DataError(f"task {name!r}", expected="a known task", got="an unknown one", remedy=suggestion(name, TASKS))
     return TASKS[name]
+
+
+def _task_default(value: Any, info: ValidationInfo) -> Any:
+    task = info.data.get("task")
+    return getattr(TASKS[task], str(info.field_name)) if value is None and task in TASKS else value
+
+
+TaskName = Annotated[str, AfterValidator(lambda name: get_task(name).name)]
+"""In a configuration, the field ``task``: a known task's name."""
+
+TaskDefault = BeforeValidator(_task_default)
+"""Of a field behind ``task``: None is the task's own value of that name."""

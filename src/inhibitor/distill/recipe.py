@@ -1,11 +1,10 @@
 """What a distillation run is asked: a teacher, a student, data, and stages in order."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from inhibitor.config import Config
+from inhibitor.config import Config, ModelName, UserPath
 from inhibitor.data.corpus import TextConfig
 from inhibitor.data.files import OnBadRow
 from inhibitor.errors import ConfigError
@@ -187,7 +186,7 @@ class TaskStage(WholeModel):
 
     kind: Literal["task"] = "task"
     task: str
-    data: Path | None = None
+    data: UserPath | None = None
     on_bad_row: OnBadRow = "stop"
     held_out: float | None = Field(default=None, gt=0, lt=1)
     epochs: int = Field(default=3, gt=0)
@@ -233,16 +232,16 @@ class DistillConfig(Config):
         carbon_intensity: Grams of CO₂ per kWh where the run takes place, to turn measured energy into CO₂.
     """
 
-    teacher: str
-    student: str | None = None
-    origin: str | None = None
+    teacher: ModelName
+    student: ModelName | None = None
+    origin: ModelName | None = None
     layer_map: tuple[int, ...] | None = Field(default=None, min_length=1)
-    output: Path
+    output: UserPath
     text: TextConfig | None = None
     inhibitor: InhibitorConfig = InhibitorConfig()
     calibration: CalibrationConfig | None = CalibrationConfig()
     stages: tuple[Stage, ...] = Field(min_length=1)
-    cache: Path | None = None
+    cache: UserPath | None = None
     validation_sequences: int = Field(default=64, gt=0)
     example: str = "The old lighthouse keeper, who had never left the island, wrote a letter to his sister."
     seed: int = Field(default=0, ge=0)

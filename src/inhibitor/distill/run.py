@@ -47,6 +47,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
             folder cannot be used; RunError also where training cannot go on.
         Interrupted: SIGTERM or Ctrl-C while training, with a checkpoint to go on from.
     """
+    Run(config.output).check(config)
     if Run(config.output).finished:
         return Run.start(config.output, config).metrics()
     trackers.check(config.report_to)

@@ -30,7 +30,7 @@ def check(trackers: Sequence[str]) -> None:
                 "report_to",
                 expected="trackers that are installed",
                 got=tracker,
-                remedy=f"pip install 'inhibitor[{tracker}]', or leave it out.",
+                remedy=f"pip install 'inhibitor-attention[{tracker}]', or leave it out.",
             )
 
 

@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from inhibitor.config import Config, ModelName, UserPath
+from inhibitor.data.files import OnBadRow
 from inhibitor.data.labelled import encode, load_task
-from inhibitor.data.tasks import Task, get_task
+from inhibitor.data.tasks import Task, TaskDefault, TaskName, get_task
 from inhibitor.errors import ModelError, RunError
 from inhibitor.evaluate.metrics import compute
+from inhibitor.models.families import longest_input
 from inhibitor.models.loading import load_pretrained
 
 BATCH_SIZE = 64
@@ -21,47 +24,73 @@ BATCH_SIZE = 64
 Logits = npt.NDArray[np.float32]
 
 
-def evaluate(model: str, task: str, data: Path | None = None, *, max_length: int | None = None) -> dict[str, Any]:
-    """Score a saved classifier on every evaluation split of a task.
+class EvaluateConfig(Config):
+    """What ``inhibitor evaluate`` is asked.
 
     Args:
         model: A folder that ``finetune`` wrote, or any sequence classifier with the task's classes.
-        task: The task's name.
-        data: A folder with the data (see ``load_task``), or ``None`` for the hub.
-        max_length: Tokens a row may have; the task's default where ``None``.
+        task: A task's name.
+        data: A folder with the data (see ``load_task``), or None for the hub.
+        max_length: Tokens a row may have; the task's default where None.
+        on_bad_row: ``"stop"`` at a bad row, or ``"quarantine"``: leave it out, and count it.
+    """
+
+    model: ModelName
+    task: TaskName
+    data: UserPath | None = None
+    max_length: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, ge=8)
+    on_bad_row: OnBadRow = "stop"
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a saved classifier on every evaluation split of a task.
 
     Returns:
         The same keys as ``finetune``, without those of the training.
 
     Raises:
-        DataError: The task or its data cannot be used.
+        DataError: The data cannot be used.
         ModelError: The model cannot be loaded, or its classes are not the task's.
         RunError: The model predicts NaN or infinities.
     """
-    specification = get_task(task)
-    labelled = load_task(specification, data, splits=specification.evaluation)
-    tokenizer = load_pretrained(AutoTokenizer, model)
-    classifier, loading = load_pretrained(
-        AutoModelForSequenceClassification, model, dtype=torch.float32, output_loading_info=True
-    )
-    check_classes(model, classifier, specification, loading["missing_keys"])
-    max_length = specification.max_length if max_length is None else max_length
-    check_pair(model, classifier, tokenizer, max_length)
-    classifier.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    task = get_task(config.task)
+    labelled = load_task(task, config.data, splits=task.evaluation, on_bad_row=config.on_bad_row)
+    model, tokenizer = open_classifier(config.model, task, config.max_length)
+    model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     started = time.perf_counter()
-    encoded, truncated = encode(labelled, tokenizer, max_length)
-    scores, _ = score(classifier, tokenizer, specification, encoded)
+    encoded, truncated = encode(labelled, tokenizer, config.max_length)
+    scores, _ = score(model, tokenizer, task, encoded)
     return {
         "kind": "evaluate",
-        "task": task,
-        "model": model,
-        "attention": attention_of(classifier),
+        "task": task.name,
+        "model": config.model,
+        "attention": attention_of(model),
         "scores": scores,
-        "headline": headline(specification, scores),
+        "headline": headline(task, scores),
         **labelled.describe(),
         "truncated": truncated,
         "seconds": time.perf_counter() - started,
     }
+
+
+def open_classifier(name: str, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a classifier of a task in float32, and its tokenizer.
+
+    Args:
+        name: A folder or a hub id.
+        task: What it has been fine-tuned on.
+        max_length: Tokens a row may have.
+
+    Raises:
+        ModelError: It cannot be loaded, its classes are not the task's, or it does not read rows that long.
+    """
+    tokenizer = load_pretrained(AutoTokenizer, name)
+    model, loading = load_pretrained(
+        AutoModelForSequenceClassification, name, dtype=torch.float32, output_loading_info=True
+    )
+    check_classes(name, model, task, loading["missing_keys"])
+    check_pair(name, model, tokenizer, max_length)
+    return model, tokenizer
 
 
 def score(
@@ -145,7 +174,7 @@ def check_pair(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         ModelError: With what does not fit.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
+    longest = min(tokenizer.model_max_length, longest_input(model) or max_length)
     if len(tokenizer) > vocabulary:
         expected, got = f"a tokenizer of at most {vocabulary} tokens", f"one of {len(tokenizer)}"
     elif tokenizer.pad_token is None:

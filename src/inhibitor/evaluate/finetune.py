@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,10 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from inhibitor.config import Config
+from inhibitor.config import Config, ModelName, UserPath
 from inhibitor.data.files import OnBadRow, write_quarantine
 from inhibitor.data.labelled import encode, load_task
-from inhibitor.data.tasks import Task, get_task
+from inhibitor.data.tasks import Task, TaskDefault, TaskName, get_task
 from inhibitor.errors import ModelError
 from inhibitor.evaluate.agreement import PREDICTIONS, as_json
 from inhibitor.evaluate.evaluate import attention_of, check_pair, headline, padding, score
@@ -55,16 +55,16 @@ class FinetuneConfig(Config):
             evaluation splits, which are then not even read.
     """
 
-    model: str
-    task: str
-    data: Path | None = None
-    output: Path
+    model: ModelName
+    task: TaskName
+    data: UserPath | None = None
+    output: UserPath
     on_bad_row: OnBadRow = "stop"
     seed: int = Field(default=0, ge=0)
-    epochs: int | None = Field(default=None, gt=0)
-    learning_rate: float | None = Field(default=None, gt=0)
-    batch_size: int | None = Field(default=None, gt=0)
-    max_length: int | None = Field(default=None, ge=8)
+    epochs: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, gt=0)
+    learning_rate: Annotated[float, TaskDefault] = Field(default=None, validate_default=True, gt=0)
+    batch_size: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, gt=0)
+    max_length: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, ge=8)
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     bf16: bool = False
@@ -88,33 +88,34 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ModelError: The model cannot be loaded.
         RunError: The folder is another run's, or a loss or gradient became NaN or infinite.
     """
-    if Run(config.output).finished:
+    run = Run(config.output)
+    run.check(config)
+    if run.finished:
         run = Run.start(config.output, config)
         shutil.rmtree(run.path / CHECKPOINTS, ignore_errors=True)  # where it was killed as it tidied up
         return run.metrics()
     task = get_task(config.task)
     labelled = load_task(task, config.data, on_bad_row=config.on_bad_row, held_out=config.held_out)
-    max_length = config.max_length or task.max_length
-    tokenizer, model = _open(config, task, max_length)
+    tokenizer, model = _open(config, task)
     with processes().main_process_first():
         run = Run.start(config.output, config)
     if processes().is_main_process:
         write_quarantine(run.path, [split.tally for split in labelled.splits.values()])
-    encoded, truncated = encode(labelled, tokenizer, max_length)
+    encoded, truncated = encode(labelled, tokenizer, config.max_length)
     train = encoded.pop(labelled.splits["train"].name)
 
     def build(micro_batch: int, accumulation: int) -> FiniteTrainer:
         return FiniteTrainer(
             title=f"fine-tuning on {task.name}",
             model=model,
-            args=_arguments(config, task, run.path / CHECKPOINTS, micro_batch, accumulation),
+            args=_arguments(config, run.path / CHECKPOINTS, micro_batch, accumulation),
             train_dataset=train,
             data_collator=padding(tokenizer),
             processing_class=tokenizer,
             callbacks=[_Epochs(model, tokenizer, task, encoded)],
         )
 
-    trainer = fit(build, run.path / CHECKPOINTS, config.batch_size or task.batch_size)
+    trainer = fit(build, run.path / CHECKPOINTS, config.batch_size)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     scores, logits = score(model, tokenizer, task, encoded)
     state = trainer.state
@@ -165,7 +166,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
             state.log_history.append({"step": state.global_step, "epoch": state.epoch, "scores": scores})
 
 
-def _open(config: FinetuneConfig, task: Task, max_length: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _open(config: FinetuneConfig, task: Task) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = load_pretrained(AutoTokenizer, config.model)
     if task.regression:
         head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
@@ -190,21 +191,19 @@ def _open(config: FinetuneConfig, task: Task, max_length: int) -> tuple[PreTrain
             got=f"another shape of {foreign[0]}",
             remedy="Save the model anew with save_pretrained.",
         )
-    check_pair(config.model, model, tokenizer, max_length)
+    check_pair(config.model, model, tokenizer, config.max_length)
     return tokenizer, model
 
 
-def _arguments(
-    config: FinetuneConfig, task: Task, folder: Path, micro_batch: int, accumulation: int
-) -> TrainingArguments:
+def _arguments(config: FinetuneConfig, folder: Path, micro_batch: int, accumulation: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         seed=config.seed,
-        num_train_epochs=config.epochs or task.epochs,
+        num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
-        learning_rate=config.learning_rate or task.learning_rate,
+        learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,

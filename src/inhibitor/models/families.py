@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from inhibitor.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def longest_input(model: PreTrainedModel) -> int | None:
+def longest_input(model: "PreTrainedModel") -> int | None:
     """Tokens that a model reads at most; None where nothing limits them."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     family = FAMILIES.get(model.config.model_type.removeprefix(PREFIX))

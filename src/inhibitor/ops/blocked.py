@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inhibitor.ops import masks
+from inhibitor.ops.masks import accumulation_dtype
 
 CPU_TILE = 1 << 19  # elements per thread: 2 MiB of float32, a second-level cache
 DEVICE_TILE = 1 << 25  # elements: enough to fill an accelerator
@@ -24,11 +25,6 @@ class Options(masks.Options):
     """What a call of the float operator says beside its tensors."""
 
     scale: float
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def forward(

@@ -24,6 +24,10 @@ LARGEST_DIM = 256  # of head_dim and value_dim
 _TORCH_LIBRARIES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
 _PROBLEM = struct.Struct("=7q q 3q d 5q 5q 5q 5q 3q 5q 5q 5q 5q 5q 3q")  # csrc/problem.h
 _NOTHING = (0, 0, 0, 0, 0)
+INSTALL = (
+    "Install a wheel, or a C++ compiler and then the package again: "
+    "pip install --force-reinstall --no-deps --no-cache-dir inhibitor-attention."
+)
 
 
 def _load() -> ctypes.CDLL | None:
@@ -32,6 +36,7 @@ def _load() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
+    check_layout(library, "inhibitor_problem_bytes", _PROBLEM)
     for function in (library.inhibitor_forward, library.inhibitor_backward):
         function.restype = ctypes.c_int32
         function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
@@ -39,6 +44,23 @@ def _load() -> ctypes.CDLL | None:
     threads = ctypes.CDLL(str(torch_library)).torch_parallel_for  # PyTorch's stable C interface, 2.10 and newer
     library.inhibitor_start(ctypes.cast(threads, ctypes.c_void_p))
     return library
+
+
+def check_layout(library: ctypes.CDLL, function: str, problem: struct.Struct) -> None:
+    """Refuse a library that was built from other sources: it would read the memory that a call names as another's.
+
+    Raises:
+        OperatorError: What the function says a problem takes is not what is packed here.
+    """
+    known = hasattr(library, function)
+    size = int(getattr(library, function)()) if known else 0
+    if size != problem.size:
+        raise OperatorError(
+            "native kernels",
+            expected=f"a library that takes problems of {problem.size} bytes",
+            got=str(size) if known else "one that does not say",
+            remedy=INSTALL,
+        )
 
 
 _LIBRARY = _load()
@@ -107,7 +129,7 @@ instruction_sets, instruction_set, using = _SETS.available, _SETS.current, _SETS
 
 
 def empty_result(
-    query: Tensor, value: Tensor, reach: Tensor | None = None, dtype: torch.dtype = torch.float32
+    query: Tensor, value_dim: int, reach: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """A result to be written: (batch, heads, queries, value_dim), in memory with the heads of a query side by side.
 
@@ -116,20 +138,21 @@ def empty_result(
     So lies what ``scaled_dot_product_attention`` returns, and what follows in a model can be a view of it.
     """
     batch, heads, queries, _ = query.shape
-    features = value.shape[3] + (reach is not None)
+    features = value_dim + (reach is not None)
     return query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
 
 
 def empty_gradient(tensor: Tensor) -> Tensor:
-    """A gradient to be written, in memory as the tensor itself lies if its features lie side by side."""
-    return torch.empty_like(tensor) if tensor.stride(3) == 1 else tensor.new_empty(tensor.shape)
+    """A gradient to be written, in memory as the tensor itself lies, unless its features would not lie side by side."""
+    made = torch.empty_like(tensor)
+    return made if made.stride(3) == 1 else tensor.new_empty(tensor.shape)
 
 
 def forward(
     query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
 ) -> Tensor:
     """Sums of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = empty_result(query, value, reach)
+    output = empty_result(query, value.shape[3], reach)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     _call("inhibitor_forward", query, key, value, (gamma, delta, reach), options, strided(output))

@@ -1,6 +1,6 @@
 """Linear layers in 8 bits: the grid of their inputs, and ``torch.ops.inhibitor.int8_linear``, the product by oneDNN."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,11 +34,14 @@ def _forward(
     output_multiplier: Tensor | None = None,
     output_zero_point: Tensor | None = None,
 ) -> Tensor:
-    packed, offsets, zero, output_step, output_zero = _packed(weight, zero_point, output_multiplier, output_zero_point)
-    dtype = torch.float32 if output_multiplier is None else torch.uint8
+    kept = _packed(weight)
+    output_step, dtype = 1.0, torch.float32
+    if output_multiplier is not None:
+        output_step, dtype = 1 / output_multiplier.item(), torch.uint8
+    output_zero = 0 if output_zero_point is None else int(output_zero_point)
     post_op, algorithm = _POST_OPS[activation]
     output: Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes.reshape(-1, codes.shape[-1]), 1.0, zero, packed, scale, offsets, bias,
+        codes.reshape(-1, codes.shape[-1]), 1.0, int(zero_point), kept.packed, scale, kept.offsets, bias,
         output_step, output_zero, dtype, post_op, [], algorithm,
     )  # fmt: skip
     return output.view(*codes.shape[:-1], len(weight))
@@ -79,37 +82,49 @@ def _formula(x: Tensor, multiplier: Tensor, zero_point: Tensor) -> Tensor:
     return ((x * multiplier).round() + zero_point).clamp(0, 255)
 
 
+class _Packed(NamedTuple):
+    """A weight in oneDNN's layout.
+
+    Args:
+        source: What was packed. It shares the weight's memory, which nothing else can therefore lie in.
+        version: How many changes PyTorch had counted then.
+        packed: The same in oneDNN's layout.
+        offsets: The zero points of its rows, 0.
+    """
+
+    source: Tensor
+    version: int
+    packed: Tensor
+    offsets: Tensor
+
+
 _PACKED: Any = WeakTensorKeyDictionary()
 
 
-def _packed(weight: Tensor, *grids: Tensor | None) -> tuple[Tensor, Tensor, int, float, int]:
-    """The weight in oneDNN's layout, the weight's own zero points, and the grids as numbers; kept by weight.
+def _packed(weight: Tensor) -> _Packed:
+    """The weight in oneDNN's layout, kept while it lives and does not change.
 
-    Args:
-        weight: As the operator's.
-        *grids: Zero point; multiplier and zero point of the output.
+    Of inference tensors PyTorch counts no changes: such a weight is packed anew in every call. Nor does it count what
+    is written through ``weight.data``.
     """
-    state = [None if tensor is None else _state(tensor) for tensor in (weight, *grids)]
-    if _PACKED.get(weight, (None,))[0] != state:
-        if weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
-            raise ModelError(
-                "int8 linear layers",
-                expected="a CPU, and a PyTorch with oneDNN",
-                got=f"device {weight.device}",
-                remedy="Quantize with linear='float' for this machine.",
-            )
-        zero_point, multiplier, output_zero_point = (0.0 if tensor is None else tensor.item() for tensor in grids)
-        offsets = torch.zeros(len(weight), dtype=torch.int32)
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        made = packed, offsets, int(zero_point), 1 / multiplier if multiplier else 1.0, int(output_zero_point)
-        _PACKED[weight] = state, made
-    kept: tuple[Tensor, Tensor, int, float, int] = _PACKED[weight][1]
+    if weight.is_inference():
+        return _pack(weight, 0)
+    kept: _Packed | None = _PACKED.get(weight)
+    if kept is None or kept.version != weight._version or kept.source.data_ptr() != weight.data_ptr():
+        kept = _PACKED[weight] = _pack(weight, weight._version)
     return kept
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a tensor does; of inference tensors PyTorch counts no changes."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def _pack(weight: Tensor, version: int) -> _Packed:
+    if weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
+        raise ModelError(
+            "int8 linear layers",
+            expected="a CPU, and a PyTorch with oneDNN",
+            got=f"device {weight.device}",
+            remedy="Quantize with linear='float' for this machine.",
+        )
+    offsets = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+    return _Packed(weight.detach(), version, torch.ops.onednn.qlinear_prepack(weight, None), offsets)
 
 
 def _fake(

@@ -40,7 +40,7 @@ def _pick(device: torch.device) -> tuple[str, str]:
 
 
 def _why_not_cpu(device: torch.device) -> str:
-    """What keeps the native kernels from such tensors; empty if nothing does."""
+    """What keeps the native kernels from a device; empty if nothing does."""
     if device.type != "cpu":
         return f"there is no native integer kernel for {device.type}"
     return "" if integer_cpu.INSTALLED else floats.NOT_INSTALLED
@@ -217,6 +217,7 @@ def _call(
 ) -> Tensor:
     name = _pick(query.device)[0] if backend == "auto" else check_backend(backend, query.device)
     factor = (None, None) if scale is None else scale
+    floats.refuse_tangents("inhibitor_attention_int8", query, key, value, *factor)
     result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, *factor, attn_mask, *flags, name)
     return result
 
@@ -243,7 +244,7 @@ def _checked(
     key_heads = floats.common(key.shape[1], value.shape[1])
     query = floats.broadcast(query, batch, query.shape[1])
     key, value = floats.broadcast(key, batch, key_heads), floats.broadcast(value, batch, key_heads)
-    check_grid(grid, query, key_heads)
+    check_grid(grid, query)
     shape = (batch, query.shape[1], query.shape[2], key.shape[2])
     return query, key, value, floats.check_mask(attn_mask, shape, query.device)
 
@@ -267,8 +268,8 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def check_grid(grid: IntegerGrid, query: Tensor, key_heads: int) -> None:
-    """Refuse a grid of other heads, on another device, or with different steps within a group."""
+def check_grid(grid: IntegerGrid, query: Tensor) -> None:
+    """Refuse a grid of other heads or on another device."""
     heads = query.shape[1]
     if not isinstance(grid, IntegerGrid):
         raise OperatorError(
@@ -288,14 +289,3 @@ def check_grid(grid: IntegerGrid, query: Tensor, key_heads: int) -> None:
             got=str(grid.query_key_step.device),
             remedy="Move it with grid.to(device).",
         )
-    if key_heads in (0, heads) or torch.compiler.is_compiling():  # a graph cannot ask for numbers
-        return
-    for name in ("query_key_step", "value_step"):
-        steps = getattr(grid, name).view(key_heads, -1)
-        if bool((steps != steps[:, :1]).any()):
-            raise OperatorError(
-                f"grid.{name}",
-                expected="equal steps for the heads that share a key head",
-                got=str(steps.tolist()),
-                remedy="Give IntegerGrid.of one step for each key head.",
-            )

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import attention as floats
-from inhibitor.ops import integer_cpu, masks
+from inhibitor.ops import integer_operator, masks
 from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescaled
-from inhibitor.ops.integer_grid import IntegerGrid
-from inhibitor.ops.masks import Options
+from inhibitor.ops.integer_grid import IntegerGrid, check_groups
+from inhibitor.ops.integer_reference import Scale
 
 PANEL = 32  # keys that lie together, csrc/integer_pack.h
 
@@ -52,10 +52,11 @@ class IntegerCache:
                 got=repr(key_heads),
                 remedy="Give IntegerGrid.of one number for each query head.",
             )
-        check_grid(grid, torch.empty(batch, heads, 0, head_dim), key_heads)
+        check_grid(grid, torch.empty(batch, heads, 0, head_dim, device="cpu"))
+        check_groups(grid.tensors, key_heads)
         self.grid, self.head_dim, self.value_dim = grid, head_dim, value_dim
         sizes = PANEL * 8 * -(-head_dim // 8), PANEL * 16 * -(-value_dim // 16)
-        self._packed = tuple(torch.empty(batch, key_heads, 0, size, dtype=torch.uint8) for size in sizes)
+        self._packed = tuple(torch.empty(batch, key_heads, 0, size, dtype=torch.uint8, device="cpu") for size in sizes)
         self._length = 0
 
     def __len__(self) -> int:
@@ -81,7 +82,8 @@ class IntegerCache:
             value: (batch, key heads, tokens, value_dim), floating point or int8 codes.
 
         Raises:
-            OperatorError: Tensors that do not fit the cache, or a NaN in one of them; the cache is then as it was.
+            OperatorError: Tensors that do not fit the cache or need a gradient, or a NaN in one of them; the cache is
+                then as it was.
         """
         batch, key_heads = self._packed[0].shape[:2]
         for name, tensor, features, code in (
@@ -98,6 +100,9 @@ class IntegerCache:
                     got=f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}",
                     remedy="Pass what the cache was made for, both as floating point or both as codes.",
                 )
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                raise integer_operator.no_gradient(name, "a tensor that needs one", "Call it under torch.no_grad().")
+        floats.refuse_tangents("inhibitor_attention_int8", key, value)
         length = self._length + key.shape[2]
         if length > MOST_KEYS:
             raise OperatorError(
@@ -108,11 +113,11 @@ class IntegerCache:
             )
         if length > self._packed[0].shape[2] * PANEL:
             self.reserve(max(length, self._length + self._length // 4))
-        steps = None
+        steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
         if key.is_floating_point():
             group = self.grid.shape[0] // key_heads
             steps = self.grid.query_key_step[::group], self.grid.value_step[::group]
-        integer_cpu.append(key, value, steps, self._packed, self._length)
+        integer_operator.append(key, value, *steps, *self._packed, self._length)
         self._length = length
 
     def attend(
@@ -154,10 +159,13 @@ class IntegerCache:
             )
         mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
         count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
-        options = Options(mask, False, center, signed)
-        call = functools.partial(
-            integer_cpu.forward_packed, query, self._packed, self._length, self.value_dim, self.grid.tensors, options
-        )
+
+        def call(scale: Scale) -> Tensor:
+            floats.refuse_tangents("inhibitor_attention_int8", query, *scale)
+            tensors = (query, *self._packed, *self.grid.tensors, *scale, mask)
+            result: Tensor = integer_operator.attend(*tensors, center, signed, self._length, self.value_dim)
+            return result
+
         return rescaled(call, query, self.grid, eta, length_exponent, count)
 
 

@@ -26,6 +26,7 @@ def _load() -> ctypes.CDLL | None:
     library = cpu._LIBRARY
     if library is None:
         return None
+    cpu.check_layout(library, "inhibitor_integer_problem_bytes", _PROBLEM)
     library.inhibitor_integer_forward.restype = ctypes.c_int32
     library.inhibitor_integer_forward.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     library.inhibitor_integer_append.restype = ctypes.c_int32
@@ -55,7 +56,7 @@ def forward(
     Raises:
         OperatorError: A number in sight is NaN.
     """
-    output = cpu.empty_result(query, value, *result_form(grid.reach, scaled=scale is not None))
+    output = cpu.empty_result(query, value.shape[3], *result_form(grid.reach, scaled=scale is not None))
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     if query.dtype == torch.float64:
@@ -67,19 +68,17 @@ def forward(
 
 def forward_packed(
     query: Tensor,
-    packed: tuple[Tensor, ...],
+    packed: tuple[Tensor, Tensor],
     length: int,
     value_dim: int,
     grid: GridTensors,
-    options: Options,
     scale: Scale | None,
+    options: Options,
 ) -> Tensor:
     """The same against ``length`` keys and values that ``append`` has packed."""
     key, value = packed
     batch, heads, queries, head_dim = query.shape
-    heard, dtype = result_form(grid.reach, scaled=scale is not None)
-    features = value_dim + (heard is not None)
-    output = query.new_empty((batch, queries, heads, features), dtype=dtype).transpose(1, 2)
+    output = cpu.empty_result(query, value_dim, *result_form(grid.reach, scaled=scale is not None))
     if output.numel() == 0 or length == 0:
         return output.zero_()
     query = query.to(torch.float32) if query.dtype == torch.float64 else query
@@ -89,7 +88,7 @@ def forward_packed(
 
 
 def append(
-    key: Tensor, value: Tensor, steps: tuple[Tensor, Tensor] | None, packed: tuple[Tensor, ...], length: int
+    key: Tensor, value: Tensor, steps: tuple[Tensor, Tensor] | None, packed: tuple[Tensor, Tensor], length: int
 ) -> None:
     """Pack keys and values, (batch, key heads, more, features), behind ``length`` that are there.
 
@@ -115,8 +114,7 @@ def append(
         *(*(0 if step is None else step.data_ptr() for step in inverses), 0, 0, 0, 0, *_NOTHING, 0, 0),
     )
     places = (struct.pack("=5q", *cpu.strided(tensor)) for tensor in packed)
-    if _LIBRARY is not None:
-        _check(_LIBRARY.inhibitor_integer_append(problem, *places, length, torch.get_num_threads()), more, key_heads)
+    _check(_call("inhibitor_integer_append", problem, *places, length), more, key_heads)
 
 
 def codes(x: Tensor, multiplier: Tensor, zero_point: int) -> Tensor:
@@ -125,11 +123,11 @@ def codes(x: Tensor, multiplier: Tensor, zero_point: int) -> Tensor:
     Raises:
         OperatorError: A number is NaN.
     """
-    result = torch.empty(x.shape, dtype=torch.uint8)
-    if x.numel() and _LIBRARY is not None:
-        x, multiplier = x.contiguous(), multiplier.contiguous()
+    result = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    if x.numel():
+        x, multiplier = (tensor.resolve_neg().contiguous() for tensor in (x, multiplier))
         places = x.data_ptr(), multiplier.data_ptr(), zero_point, *x.shape, result.data_ptr()
-        fault = _LIBRARY.inhibitor_integer_codes(*places, torch.get_num_threads())
+        fault = _call("inhibitor_integer_codes", *places)
         if fault == _NO_MEMORY:
             raise MemoryError("int8 linear layer: no memory")
         if fault:
@@ -171,8 +169,12 @@ def _run(
         *(*(_NOTHING if factor is None else cpu.strided(factor)), 0 if exponent is None else exponent.data_ptr()),
         packed,
     )
-    if _LIBRARY is not None:
-        _check(_LIBRARY.inhibitor_integer_forward(problem, torch.get_num_threads()), keys, heads)
+    _check(_call("inhibitor_integer_forward", problem), keys, heads)
+
+
+def _call(function: str, *arguments: bytes | int) -> int:
+    """The fault that a function of the library reports, 0 for none."""
+    return int(getattr(_LIBRARY, function)(*arguments, torch.get_num_threads()))
 
 
 def _check(fault: int, keys: int, heads: int) -> None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops.attention import FLOATS
+from inhibitor.ops.attention import FLOATS, check_dense
 
 ZERO = 128  # the code of 0 in queries and keys
 LARGEST = 65535  # of e, which the kernels hold in 16 bits
 FARTHEST = 255  # of z and of the reach, which the kernels hold in 8 bits
 _LEAST, _MOST = 2.0**-16, 2.0**8 - 2.0**-8  # slopes beyond which Z is 0, or 0 and saturated, whatever they are
 _FAR = 1 << 18  # thresholds beyond which the clamp of t is all there is
+_RANGES = {"multiplier": (1 << 15, (1 << 16) - 1), "shift": (8, 31), "threshold": (-_FAR, _FAR), "reach": (1, FARTHEST)}
 
 
 class GridTensors(NamedTuple):
@@ -28,7 +29,7 @@ class GridTensors(NamedTuple):
     reach: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegerGrid:
     """What makes integers of one attention layer: a step for query and key, one for the value, and Z in fixed point.
 
@@ -40,8 +41,12 @@ class IntegerGrid:
         value_step: float32, the step of the value; equal for the heads that share a key head.
         multiplier: int32 in [2¹⁵, 2¹⁶).
         shift: int32 in [8, 31].
-        threshold: int32, δ in steps of the distance, and the half that rounds Z.
+        threshold: int32 in [−2¹⁸, 2¹⁸], δ in steps of the distance, and the half that rounds Z.
         reach: int32 in [1, 255], τ in steps of the value; None where all keys in sight count.
+
+    Raises:
+        OperatorError: A dtype, shape, device or number other than these. Numbers are looked at on the CPU, and
+            not in a compiled graph.
     """
 
     query_key_step: Tensor
@@ -65,6 +70,9 @@ class IntegerGrid:
                     else repr(tensor),
                     remedy="Make the grid with IntegerGrid.of.",
                 )
+            check_device(field.name, tensor, "query_key_step", self.query_key_step)
+            if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+                _check_numbers(field.name, tensor.tolist())
 
     @property
     def tensors(self) -> GridTensors:
@@ -105,9 +113,10 @@ class IntegerGrid:
             ([32768, 43691], [17, 19], [202, 206])
         """
         given = {"query_key_step": query_key_step, "value_step": value_step, "gamma": gamma, "delta": delta}
-        wide = {name: _vector(name, number) for name, number in given.items()}
         if reach is not None:
-            wide["reach"] = _vector("reach", reach)
+            given["reach"] = reach
+        first = next(((name, number) for name, number in given.items() if isinstance(number, Tensor)), None)
+        wide = {name: _vector(name, number, first) for name, number in given.items()}
         heads = max(tensor.numel() for tensor in wide.values())
         for name, tensor in wide.items():
             if heads % tensor.numel():
@@ -118,7 +127,7 @@ class IntegerGrid:
                     remedy="Give one number, or one for each head.",
                 )
             wide[name] = tensor.repeat_interleave(heads // tensor.numel())
-        if not (math.isfinite(scale) and scale > 0):
+        if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
             raise OperatorError(
                 "scale", expected="a number greater than 0", got=repr(scale), remedy="It is usually head_dim ** -0.5."
             )
@@ -146,9 +155,46 @@ class IntegerGrid:
         return IntegerGrid(*moved)
 
 
-def _vector(name: str, number: float | Tensor) -> Tensor:
-    """Finite float64 numbers, (1,) or (heads,); of steps, γ and τ only such as are greater than 0."""
-    vector = torch.as_tensor(number).detach().double().reshape(-1)
+def check_device(name: str, tensor: Tensor, other: str, there: Tensor) -> None:
+    """Refuse a tensor that does not lie where another does."""
+    if tensor.device != there.device:
+        expected = f"{other}'s device {there.device}"
+        raise OperatorError(name, expected=expected, got=str(tensor.device), remedy="Move one of them.")
+
+
+def check_groups(grid: GridTensors, key_heads: int) -> None:
+    """Refuse a grid with different steps for heads that share a key head."""
+    if key_heads in (0, len(grid.query_key_step)):
+        return
+    for name in ("query_key_step", "value_step"):
+        steps = getattr(grid, name).view(key_heads, -1)
+        if bool((steps != steps[:, :1]).any()):
+            raise OperatorError(
+                f"grid.{name}",
+                expected="equal steps for the heads that share a key head",
+                got=str(steps.tolist()),
+                remedy="Give IntegerGrid.of one step for each key head.",
+            )
+
+
+def _check_numbers(name: str, numbers: list[float]) -> None:
+    """Refuse numbers of a field that the specification does not cover."""
+    if name in _RANGES:
+        low, high = _RANGES[name]
+        fit, expected = all(low <= number <= high for number in numbers), f"numbers from {low} to {high}"
+    else:
+        fit, expected = all(0 < number < math.inf for number in numbers), "finite numbers greater than 0"
+    if not fit:
+        raise OperatorError(name, expected=expected, got=str(numbers), remedy="Make the grid with IntegerGrid.of.")
+
+
+def _vector(name: str, number: float | Tensor, first: tuple[str, Tensor] | None) -> Tensor:
+    """Finite float64 numbers, (1,) or (heads,), where the first tensor lies; of steps, γ and τ only those above 0."""
+    if not isinstance(number, int | float | Tensor):
+        raise OperatorError(name, expected="a number or a tensor", got=repr(number), remedy="Convert it with float().")
+    if first is not None and isinstance(number, Tensor):
+        check_device(name, number, *first)
+    vector = torch.as_tensor(number, device=None if first is None else first[1].device).detach().double().reshape(-1)
     least = 0.0 if name in ("gamma", "reach") else torch.finfo(torch.float32).tiny
     if not vector.numel() or not bool(vector.isfinite().all()) or (name != "delta" and bool((vector <= least).any())):
         raise OperatorError(
@@ -174,14 +220,14 @@ def quantize_query_key(x: Tensor, step: Tensor, bits: int = 8) -> Tensor:
 
     Args:
         x: (batch, heads, length, head_dim), floating point; taken as float32. NaN becomes 0, infinity the end.
-        step: float32 of shape (heads,), or (1,).
+        step: float32 of shape (heads,), or (1,), on x's device.
         bits: Width: codes lie between 128 − 2^(bits − 1) and 127 + 2^(bits − 1).
 
     Returns:
         uint8 of x's shape.
 
     Raises:
-        OperatorError: x is not floating point, or there are neither 2 nor 8 bits nor a number between.
+        OperatorError: x is not floating point, the step does not fit it, or there are fewer than 2 bits or more than 8.
 
     Example:
         >>> quantize_query_key(torch.tensor([[[[-9.0, 0.25, 0.75, 9.0]]]]), torch.tensor([0.5])).flatten().tolist()
@@ -196,14 +242,14 @@ def quantize_value(x: Tensor, step: Tensor, bits: int = 8) -> Tensor:
 
     Args:
         x: (batch, heads, length, value_dim), floating point; taken as float32. NaN becomes 0, infinity the end.
-        step: float32 of shape (heads,), or (1,).
+        step: float32 of shape (heads,), or (1,), on x's device.
         bits: Width: values lie between −(2^(bits − 1) − 1) and 2^(bits − 1) − 1.
 
     Returns:
         int8 of x's shape.
 
     Raises:
-        OperatorError: x is not floating point, or there are neither 2 nor 8 bits nor a number between.
+        OperatorError: x is not floating point, the step does not fit it, or there are fewer than 2 bits or more than 8.
 
     Example:
         >>> quantize_value(torch.tensor([[[[-99.0, -0.25, 0.75]]]]), torch.tensor([0.5])).flatten().tolist()
@@ -226,5 +272,17 @@ def _scaled(x: Tensor, step: Tensor) -> Tensor:
             expected="a floating-point tensor",
             got=str(getattr(x, "dtype", type(x).__name__)),
             remedy="Integers are on a grid already.",
+        )
+    check_dense("x", x)
+    heads = x.shape[1]
+    fits = isinstance(step, Tensor) and step.dtype == torch.float32 and step.device == x.device
+    if not fits or step.shape not in ((1,), (heads,)):
+        raise OperatorError(
+            "step",
+            expected=f"torch.float32 of shape ({heads},) or (1,) on {x.device}",
+            got=f"{step.dtype} of shape {tuple(step.shape)} on {step.device}"
+            if isinstance(step, Tensor)
+            else type(step).__name__,
+            remedy="Give one step, or one for each head of x.",
         )
     return (x.to(torch.float32).nan_to_num(nan=0.0) * inverse(step).view(-1, 1, 1)).round()

@@ -1,4 +1,7 @@
-"""``torch.ops.inhibitor.integer_attention`` and ``integer_grid``: schema and shapes, in one place."""
+"""The registration of the integer operator with PyTorch: schema and shapes, in one place.
+
+``torch.ops.inhibitor.integer_attention``, ``integer_append`` and ``integer_attend`` of a cache, and ``integer_grid``.
+"""
 
 import functools
 from typing import Any
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import cpu, integer_cpu, integer_reference
-from inhibitor.ops.integer_grid import GridTensors, IntegerGrid
+from inhibitor.ops.integer_grid import GridTensors, IntegerGrid, check_groups
 from inhibitor.ops.integer_reference import Scale, result_form
 from inhibitor.ops.masks import Options
 from inhibitor.ops.triton import integer as integer_triton
@@ -31,10 +34,11 @@ attention = torch.ops.inhibitor.integer_attention.default
 @torch.library.impl("inhibitor::integer_attention", "CompositeExplicitAutograd")
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """H, (batch, heads, queries, value_dim); in integers with a reach one feature more, Σ_j max(w − z_ij, 0)."""
-    *grid, factor, exponent, attn_mask, is_causal, center, signed, backend = rest
-    scale = None if factor is None else Scale(factor, exponent)
+    *tensors, factor, exponent, attn_mask, is_causal, center, signed, backend = rest
+    grid, scale = GridTensors(*tensors), None if factor is None else Scale(factor, exponent)
+    check_groups(grid, key.shape[1])
     options = Options(attn_mask, is_causal, center, signed)
-    result: Tensor = BACKENDS[backend].forward(query, key, value, GridTensors(*grid), scale, options)
+    result: Tensor = BACKENDS[backend].forward(query, key, value, grid, scale, options)
     return result
 
 
@@ -42,21 +46,72 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     reach, factor, *_, backend = rest[5:]
     heard, dtype = result_form(reach, scaled=factor is not None)
     if backend != "reference":
-        return cpu.empty_result(query, value, heard, dtype)
+        return cpu.empty_result(query, value.shape[3], heard, dtype)
     return query.new_empty((*query.shape[:3], value.shape[3] + (heard is not None)), dtype=dtype)
 
 
+def no_gradient(subject: str, got: str, remedy: str) -> OperatorError:
+    """The error where a gradient would have to pass through integers."""
+    return OperatorError(subject, expected="a call without gradients", got=got, remedy=remedy)
+
+
 def _no_gradient(ctx: Any, grad: Tensor) -> None:
-    raise OperatorError(
-        "inhibitor_attention_int8",
-        expected="a call without gradients",
-        got="a backward pass",
-        remedy="Train with fake quantisation, or call it under torch.no_grad().",
-    )
+    remedy = "Train with fake quantisation, or call it under torch.no_grad()."
+    raise no_gradient("inhibitor_attention_int8", "a backward pass", remedy)
 
 
 torch.library.register_fake("inhibitor::integer_attention", _fake)
 torch.library.register_autograd("inhibitor::integer_attention", _no_gradient)
+
+# A cache: keys and values, uint8 of shape (batch, key_heads, panels, bytes), of which the first ``length`` tokens are
+# there. The steps are those of the key heads, for floats. All else is as above.
+torch.library.define(
+    "inhibitor::integer_append",
+    "(Tensor key, Tensor value, Tensor? query_key_step, Tensor? value_step, Tensor(a!) keys, Tensor(b!) values,"
+    " SymInt length) -> ()",
+)
+torch.library.define(
+    "inhibitor::integer_attend",
+    "(Tensor query, Tensor keys, Tensor values, Tensor query_key_step, Tensor value_step, Tensor multiplier,"
+    " Tensor shift, Tensor threshold, Tensor? reach, Tensor? factor, Tensor? length_exponent,"
+    " Tensor? attn_mask, bool center, bool signed, SymInt length, int value_dim) -> Tensor",
+)
+append = torch.ops.inhibitor.integer_append.default
+attend = torch.ops.inhibitor.integer_attend.default
+
+
+@torch.library.impl("inhibitor::integer_append", "CompositeExplicitAutograd")
+def _append(
+    key: Tensor,
+    value: Tensor,
+    query_key_step: Tensor | None,
+    value_step: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    length: int,
+) -> None:
+    """Packs keys and values behind those that are there."""
+    steps = None if query_key_step is None or value_step is None else (query_key_step, value_step)
+    integer_cpu.append(key, value, steps, (keys, values), length)
+
+
+@torch.library.impl("inhibitor::integer_attend", "CompositeExplicitAutograd")
+def _attend(query: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    """What ``integer_attention`` gives for the keys and values that were packed."""
+    *grid, factor, exponent, attn_mask, center, signed, length, value_dim = rest
+    scale = None if factor is None else Scale(factor, exponent)
+    options = Options(attn_mask, False, center, signed)
+    return integer_cpu.forward_packed(query, (keys, values), length, value_dim, GridTensors(*grid), scale, options)
+
+
+def _fake_attend(query: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    reach, factor, *_, value_dim = rest[5:]
+    return cpu.empty_result(query, value_dim, *result_form(reach, scaled=factor is not None))
+
+
+torch.library.register_fake("inhibitor::integer_append", lambda *inputs: None)
+torch.library.register_fake("inhibitor::integer_attend", _fake_attend)
+torch.library.register_autograd("inhibitor::integer_attend", _no_gradient)
 
 
 # The grid of parameters that training changes and inference does not: steps by their log2, (heads,) each as γ, δ and τ.

@@ -1,4 +1,4 @@
-"""What a call says beside its tensors, and which keys a query may then see, in the forms that the backends need."""
+"""What backends share: what a call says beside its tensors, which keys a query may then see, the dtype of sums."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,11 @@ class Options:
     is_causal: bool
     center: bool
     signed: bool
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def dense(attn_mask: Tensor | None, is_causal: bool, queries: int, keys: int, device: torch.device) -> Tensor:

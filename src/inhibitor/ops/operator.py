@@ -52,7 +52,7 @@ def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, *rest: Any) -> Tensor:
     reach, *_, backend = rest
     if backend != "torch":
-        return cpu.empty_result(query, value, reach)
+        return cpu.empty_result(query, value.shape[3], reach)
     shape = (*query.shape[:3], value.shape[3] + (reach is not None))
     return query.new_empty(shape, dtype=blocked.accumulation_dtype(query.dtype))
 

@@ -25,12 +25,11 @@ def attention(
     Holds queries × keys × head_dim tensors: for tests and small inputs. Arguments and result are those of the
     registered operator in ``inhibitor.ops.operator``.
     """
-    groups = query.shape[1] // max(key.shape[1], 1)
+    dtype, groups = masks.accumulation_dtype(query.dtype), query.shape[1] // max(key.shape[1], 1)
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     if reach is not None:
-        heard = reach.to(value.dtype).view(-1, 1, 1).expand(*value.shape[:3], 1)
-        with torch.autocast(value.device.type, enabled=False):  # which has no float16 on every device
-            value = torch.cat([value, heard], -1)
+        value = torch.cat([value, reach.to(dtype).view(-1, 1, 1).expand(*value.shape[:3], 1)], -1)
     queries, keys = query.shape[2], key.shape[2]
     allowed = masks.dense(attn_mask, is_causal, queries, keys, query.device)
     gamma, delta = gamma.view(-1, 1, 1), delta.view(-1, 1, 1)

@@ -5,25 +5,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inhibitor.bench.machine import machine
 from inhibitor.bench.timing import Contestant, calls_for, in_turn, median_and_spread, pairs
-from inhibitor.config import Config
+from inhibitor.config import Config, ModelName, UserPath
 from inhibitor.data.labelled import encode, load_task
-from inhibitor.data.tasks import Task, get_task
-from inhibitor.evaluate.evaluate import Logits, check_classes, check_pair, headline, padding, score
+from inhibitor.data.tasks import Task, TaskDefault, TaskName, get_task
+from inhibitor.evaluate.evaluate import Logits, headline, open_classifier, padding, score
 from inhibitor.models.config import Int8Config
 from inhibitor.models.families import layer_modules
 from inhibitor.models.int8 import parts
-from inhibitor.models.loading import load_pretrained
 from inhibitor.quantization.quantize import check, quantize
 from inhibitor.quantization.seen import clipped_shares
 from inhibitor.runs import METRICS, Run
@@ -49,14 +47,14 @@ class QuantizeConfig(Config):
         parts: Whether each part is also measured alone, which scores the model once for each.
     """
 
-    model: str
-    task: str
-    data: Path | None = None
-    output: Path
+    model: ModelName
+    task: TaskName
+    data: UserPath | None = None
+    output: UserPath
     int8: Int8Config = Int8Config()
     sequences: int = Field(default=256, gt=0)
     seed: int = Field(default=0, ge=0)
-    max_length: int | None = Field(default=None, ge=8)
+    max_length: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, ge=8)
     parts: bool = True
 
 
@@ -74,14 +72,15 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
         ModelError: The model cannot be loaded or quantised, or its classes are not the task's.
         RunError: The folder is another run's.
     """
+    Run(config.output).check(config)
     if Run(config.output).finished:
         return Run.start(config.output, config).metrics()
     task = get_task(config.task)
-    max_length = config.max_length or task.max_length
-    before, tokenizer = _open(config, task, max_length)
+    before, tokenizer = open_classifier(config.model, task, config.max_length)
+    check(before.eval(), config.int8)
     labelled = load_task(task, config.data)
     folder = Run.start(config.output, config)
-    encoded, truncated = encode(labelled, tokenizer, max_length)
+    encoded, truncated = encode(labelled, tokenizer, config.max_length)
     train = encoded.pop(labelled.splits["train"].name)
     sample = list(_sample(train, tokenizer, config))
     after = quantize(copy.deepcopy(before), config.int8, sample)
@@ -99,7 +98,7 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
         "headline_before": headline(task, bench.scores),
         "sqnr": bench.sqnr(logits),
         "bytes": {"before": _bytes(before), "after": _bytes(after)},
-        "latency": [_latency(before, after, batch, max_length) for batch in BATCHES],
+        "latency": [_latency(before, after, batch, config.max_length) for batch in BATCHES],
         "parts": bench.alone(before, after, config.int8) if config.parts else [],
         "clipped": [{"layer": layer, **shares} for layer, shares in clipped_shares(after, sample).items()],
         "machine": machine(),
@@ -110,17 +109,6 @@ def run(config: QuantizeConfig) -> dict[str, Any]:
     tokenizer.save_pretrained(folder.model)
     folder.write_json(METRICS, metrics)
     return metrics
-
-
-def _open(config: QuantizeConfig, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = load_pretrained(AutoTokenizer, config.model)
-    model, loading = load_pretrained(
-        AutoModelForSequenceClassification, config.model, dtype=torch.float32, output_loading_info=True
-    )
-    check_classes(config.model, model, task, loading["missing_keys"])
-    check_pair(config.model, model, tokenizer, max_length)
-    check(model.eval(), config.int8)
-    return model, tokenizer
 
 
 def _sample(

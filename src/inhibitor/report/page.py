@@ -112,7 +112,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
         details="\n".join(
             [*map(_details, read.distillations), *map(_details, read.finetunings), *map(_details, read.quantizations)]
         ),
-        version=html.escape(versions()["inhibitor"]),
+        version=html.escape(versions()["inhibitor-attention"]),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)

@@ -12,9 +12,7 @@ from inhibitor.data.tasks import get_task
 from inhibitor.distill.states import PROGRESS
 from inhibitor.errors import ConfigError, RunError
 from inhibitor.reproduce.recipe import Experiment
-from inhibitor.runs import MODEL, Run, versions, write_text
-
-ACCURACY = "accuracy.jsonl"
+from inhibitor.runs import METRICS, MODEL, Run, read_json, versions, write_text
 
 Key = tuple[str, str, int]
 
@@ -64,28 +62,51 @@ class Record(Config):
 
 
 def rows_and_scores(task: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``metrics.json`` of a fine-tuning or a distillation on a task says, in the fields of a ``Record``."""
-    rows, scores = metrics["rows"], metrics["scores"]
-    return {
-        "task": task,
-        "trained": {name: count for name, count in rows.items() if name not in scores},
-        "measured": {name: rows[name] for name in scores},
-        "metric": get_task(task).metrics[0],
-        "scores": scores,
-        "score": metrics["headline"],
-    }
+    """What ``metrics.json`` of a fine-tuning or a distillation on a task says, in the fields of a ``Record``.
+
+    Raises:
+        RunError: It does not say that.
+    """
+    try:
+        rows, scores = metrics["rows"], metrics["scores"]
+        return {
+            "task": task,
+            "trained": {name: count for name, count in rows.items() if name not in scores},
+            "measured": {name: rows[name] for name in scores},
+            "metric": get_task(task).metrics[0],
+            "scores": scores,
+            "score": float(metrics["headline"]),
+        }
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged("headline, rows and scores of a run on a task", error) from error
+
+
+def _damaged(expected: str, error: Exception) -> RunError:
+    got = f"{type(error).__name__}: {error}"[:200]
+    return RunError(METRICS, expected=expected, got=got, remedy="Delete that file, and run the same command again.")
 
 
 def stage_tokens(metrics: Mapping[str, Any]) -> int:
-    """Real tokens that a distillation's stages trained on; 0 for a fine-tuning."""
-    return sum(stage["tokens"] for stage in metrics.get("stages", []))
+    """Real tokens that a distillation's stages trained on; 0 for a fine-tuning.
+
+    Raises:
+        RunError: A stage does not say that.
+    """
+    try:
+        return sum(int(stage["tokens"]) for stage in metrics.get("stages", []))
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged("tokens of each stage", error) from error
 
 
 def tokens(student: str) -> int | None:
-    """Those of the run whose ``model/`` or whose state in ``stages/`` a student is, or None where it is no run's."""
+    """Those of the run whose ``model/`` or whose state in ``stages/`` a student is, or None where it is no run's.
+
+    Raises:
+        RunError: What that run says of itself is damaged.
+    """
     folder = Path(student)
     if (folder / PROGRESS).is_file():
-        return stage_tokens(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        return stage_tokens(read_json(folder / PROGRESS))
     run = Run(folder.parent)
     return stage_tokens(run.metrics()) if folder.name == MODEL and run.finished else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from inhibitor.data.tasks import TASKS as ORDER
 from inhibitor.errors import ConfigError
 from inhibitor.report.results import TASKS
-from inhibitor.report.tables import MISSING, Table
+from inhibitor.report.tables import Table
 from inhibitor.reproduce.accuracy import Record, read
 from inhibitor.reproduce.tables import columns, overall, per_cent
 
@@ -66,7 +66,7 @@ def curve_table(found: Sequence[Point]) -> Table:
     rows = [
         [
             f"{point.tokens:,}",
-            *(per_cent(point.over([task])) if task in point.scores else MISSING for task in tasks),
+            *(per_cent(point.over([task])) for task in tasks),
             *([per_cent(point.over(shared))] if len(shared) > 1 else []),
         ]
         for point in found

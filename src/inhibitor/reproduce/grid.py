@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -17,14 +17,15 @@ from inhibitor.distill.recipe import DistillConfig
 from inhibitor.errors import InhibitorError, Interrupted
 from inhibitor.evaluate.finetune import FinetuneConfig
 from inhibitor.reproduce import accuracy
-from inhibitor.reproduce.accuracy import ACCURACY, Record
+from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.plan import Job, configuration, e1_recipe, plan, student
 from inhibitor.reproduce.pools import Child, Ended, Pool, open_pool
 from inhibitor.reproduce.recipe import ReproduceConfig
 from inhibitor.reproduce.submission import submit
-from inhibitor.runs import CONFIG, MODEL, VERSIONS, Run, versions, write_text
+from inhibitor.runs import ACCURACY, CONFIG, MODEL, VERSIONS, Run, versions, write_text
 
 STAGES = "stages"  # of a distillation: the student as it was between them
+LAST = "# As it was called last; each run's own folder says what that run was asked."
 NOT_OPTIONS = {"warmup_ratio", "weight_decay", "max_steps"}  # of a fine-tuning: left at their defaults
 
 
@@ -75,23 +76,20 @@ def reproduce(config: ReproduceConfig, recipe: str, watch: Callable[[Standing], 
 
     Raises:
         ConfigError: Before any run: the executor is not there, or the student's recipe does not fit.
-        RunError: The ``accuracy.jsonl`` of an earlier grid cannot be read.
+        RunError: Another grid is at work in the output, or the ``accuracy.jsonl`` of an earlier one cannot be read.
         Interrupted: SIGTERM or Ctrl-C, after the runs at work have written their checkpoints.
     """
     if config.e1 is not None:
         e1_recipe(config)
-    records = accuracy.read(config.output / ACCURACY)
-    pool = open_pool(config.executor, config.processes)
-    try:
+    folder = Run(config.output)
+    with closing(open_pool(config.executor, config.processes)) as pool, folder.held():
+        records = accuracy.read(config.output / ACCURACY)
         with _signals(config.output):
-            config.output.mkdir(parents=True, exist_ok=True)
-            write_text(config.output / CONFIG, config.to_yaml())
-            Run(config.output).write_json(VERSIONS, versions())
+            write_text(config.output / CONFIG, f"{LAST}\n{config.to_yaml()}")
+            folder.write_json(VERSIONS, versions())
             grid = _Grid(config, recipe, pool, records, watch or (lambda standing: None))
             grid.complete()
-    finally:
-        pool.close()
-    refused = submit(config) if config.submission else {}
+        refused = submit(config) if config.submission else {}
     failures = [*grid.failures, *(Failure(name, str(error)) for name, error in refused.items())]
     return Outcome(accuracy.with_teachers(grid.records.values()), failures)
 
@@ -190,25 +188,33 @@ class _Grid:
     def _finished(self, job: Job, asked: FinetuneConfig | DistillConfig, *, found: bool) -> None:
         """Read a finished run, if it is the one that is asked for, and let go those that wait for it."""
         metrics = Run.start(asked.output, asked).metrics()
+        if job.experiment is not None:
+            self._measured(job, asked, metrics, found=found)
         self.results[job.name] = metrics
         self.graph.done(job.name)
-        if job.experiment is None:
-            return
-        shutil.rmtree(asked.output / STAGES, ignore_errors=True)  # the last one is the model
-        if job.choice is not None and job.experiment != "e0":  # E0's teach those of E2
-            shutil.rmtree(asked.output / MODEL, ignore_errors=True)
-        what = f"{job.experiment} on {job.task}{', held-out rows' if job.choice else ''}"
-        self.best[what] = max(self.best.get(what, float("-inf")), metrics["headline"])
-        self.said = f"{what}: {100 * self.best[what]:.1f}"
+
+    def _measured(
+        self, job: Job, asked: FinetuneConfig | DistillConfig, metrics: dict[str, Any], *, found: bool
+    ) -> None:
+        """Note what a run on a task measured; where it counts, in ``accuracy.jsonl``."""
+        measured = accuracy.rows_and_scores(job.task, metrics)
         if job.choice is None:
-            record = self._record(job, asked, metrics)
+            record = self._record(job, asked, measured, accuracy.stage_tokens(metrics))
             before = self.records.get(record.key)
             if found and before is not None:  # at that time, with that recipe
                 record = record.model_copy(update={"recipe": before.recipe, "commit": before.commit})
             self.records[record.key] = record
             accuracy.write(self.config.output / ACCURACY, self.records.values())
+        shutil.rmtree(asked.output / STAGES, ignore_errors=True)  # the last one is the model
+        if job.choice is not None and job.experiment != "e0":  # E0's teach those of E2
+            shutil.rmtree(asked.output / MODEL, ignore_errors=True)
+        what = f"{job.experiment} on {job.task}{', held-out rows' if job.choice else ''}"
+        self.best[what] = max(self.best.get(what, float("-inf")), measured["score"])
+        self.said = f"{what}: {100 * self.best[what]:.1f}"
 
-    def _record(self, job: Job, asked: FinetuneConfig | DistillConfig, metrics: dict[str, Any]) -> Record:
+    def _record(
+        self, job: Job, asked: FinetuneConfig | DistillConfig, measured: dict[str, Any], stage_tokens: int
+    ) -> Record:
         from_student = job.experiment in ("e1", "e1e2")
         tokens = accuracy.tokens(student(self.config)) if from_student else 0
         trained: Any = asked.task if isinstance(asked, DistillConfig) else asked
@@ -217,10 +223,10 @@ class _Grid:
                 "experiment": job.experiment,
                 "model": student(self.config) if from_student else self.config.teacher,
                 "seed": job.seed,
-                **accuracy.rows_and_scores(job.task, metrics),
+                **measured,
                 "learning_rate": trained.learning_rate,
                 "epochs": trained.epochs,
-                "distillation_tokens": None if tokens is None else tokens + accuracy.stage_tokens(metrics),
+                "distillation_tokens": None if tokens is None else tokens + stage_tokens,
                 "recipe": self.recipe,
                 "commit": self.commit,
             },

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inhibitor.errors import RunError
 from inhibitor.report.curve import curve_figure
 from inhibitor.report.disagreement import Pair, disagreements
 from inhibitor.report.page import PAGE, Svg, details, section
@@ -106,7 +107,10 @@ def _cautions(records: Sequence[Record], folder: Path) -> list[str]:
         every = [record for runs in column.records.values() for record in runs]
         paths = [folder / final(record.experiment, record.task, record.seed) for record in every]
         for there in [path for path in paths if Run(path).finished][:1]:
-            runs = read_runs([there])
+            try:
+                runs = read_runs([there])
+            except RunError:  # damaged since: its record stands
+                continue
             measured: list[Scored] = [run.metrics for run in runs.finetunings]
             measured += [one for run in runs.distillations for one in run.metrics.scored(run.metrics.states[-1].scores)]
             found += [f"{column.name}: {caution}" for scored in measured for caution in cautions(scored)]
@@ -125,5 +129,5 @@ def _page(records: Sequence[Record], found: Sequence[Table], folder: Path, curve
         tables="\n".join(map(to_html, found)),
         sections=f"{picture}\n{section(disagreements(_pairs(records, folder)))}",
         details=details("The grid", {path.name: path.read_text(encoding="utf-8") for path in files}),
-        version=html.escape(versions()["inhibitor"]),
+        version=html.escape(versions()["inhibitor-attention"]),
     )

@@ -208,7 +208,7 @@ class RayPool:
                 "executor",
                 expected="local, or ray where Ray is installed",
                 got="ray",
-                remedy="pip install 'inhibitor[ray]'",
+                remedy="pip install 'inhibitor-attention[ray]'",
             ) from None
         self.threads, self._ray = threads, ray
         self._own = not ray.is_initialized()

@@ -1,12 +1,11 @@
 """What a reproduction is asked: two models, tasks, seeds, experiments, and what may be chosen for each task."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from inhibitor.config import Config
+from inhibitor.config import Config, ModelName, UserPath
 from inhibitor.data.files import OnBadRow
 from inhibitor.data.tasks import TASKS
 from inhibitor.distill.recipe import (
@@ -117,12 +116,12 @@ class ReproduceConfig(TaskChoices):
         submission: Whether files for GLUE's test server are written, of every experiment's first seed.
     """
 
-    teacher: str
-    student: str | None = None
-    e1: Path | None = None
-    data: Path | None = None
+    teacher: ModelName
+    student: ModelName | None = None
+    e1: UserPath | None = None
+    data: UserPath | None = None
     on_bad_row: OnBadRow = "stop"
-    output: Path
+    output: UserPath
     tasks: tuple[str, ...] = Field(default=tuple(PUBLISHED["e0"]), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     experiments: tuple[Experiment, ...] = EXPERIMENTS
@@ -132,7 +131,7 @@ class ReproduceConfig(TaskChoices):
     calibration: CalibrationConfig | None = CalibrationConfig()
     executor: Literal["local", "ray"] = "local"
     processes: int = Field(default=1, gt=0)
-    curve: tuple[Path, ...] = ()
+    curve: tuple[UserPath, ...] = ()
     submission: bool = False
 
     def task(self, name: str) -> TaskChoices:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import Task, get_task
 from inhibitor.errors import InhibitorError
-from inhibitor.evaluate.evaluate import Logits, check_classes, check_pair, predict
-from inhibitor.models.loading import load_pretrained
+from inhibitor.evaluate.evaluate import Logits, open_classifier, predict
 from inhibitor.reproduce.plan import final
 from inhibitor.reproduce.recipe import EXPERIMENTS, ReproduceConfig
 from inhibitor.runs import Run, write_text
@@ -70,13 +68,8 @@ def write_submission(
     """
     specification = get_task(task)
     labelled = load_task(specification, data, splits=tuple(FILES[task]))
-    tokenizer = load_pretrained(AutoTokenizer, model)
-    classifier, loading = load_pretrained(
-        AutoModelForSequenceClassification, model, dtype=torch.float32, output_loading_info=True
-    )
-    check_classes(model, classifier, specification, loading["missing_keys"])
     max_length = max_length or specification.max_length
-    check_pair(model, classifier, tokenizer, max_length)
+    classifier, tokenizer = open_classifier(model, specification, max_length)
     classifier.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     encoded, _ = encode(labelled, tokenizer, max_length)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +83,8 @@ def write_submission(
 
 
 def _values(task: Task, logits: Logits) -> Sequence[str]:
-    if task.regression:  # similarities from 0 to 5
-        return [f"{min(max(value, 0.0), 5.0):.3f}" for value in logits[:, 0].tolist()]
+    if task.range is not None:
+        low, high = task.range
+        return [f"{min(max(value, low), high):.3f}" for value in logits[:, 0].tolist()]
     classes = logits.argmax(axis=1).tolist()
     return [task.labels[number] if task.name in NAMED else str(number) for number in classes]

@@ -33,7 +33,7 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, gamma: Tensor, delta: Tensor, reach: Tensor | None, options: Options
 ) -> Tensor:
     """Sum of inhibited values in float32, before η and the length exponent: ``blocked.forward``'s arguments."""
-    output = empty_result(query, value, reach)
+    output = empty_result(query, value.shape[3], reach)
     if output.numel() == 0 or key.shape[2] == 0:
         return output.zero_()
     call = Call(query, key, value, options, backward=False, reach=reach)

@@ -24,7 +24,7 @@ def forward(
         OperatorError: A number in sight is NaN.
     """
     query, key, value = on_grid(query, key, value, grid, options)
-    output = empty_result(query, value, grid.reach, torch.int32)
+    output = empty_result(query, value.shape[3], grid.reach, torch.int32)
     if output.numel() == 0 or key.shape[2] == 0:
         output.zero_()
     else:
