@@ -244,8 +244,11 @@ def test_hidden_states_of_another_size_need_a_projection():
 @pytest.mark.parametrize("switch", ["gradient_checkpointing", "compile"])
 @pytest.mark.parametrize("kind", ["full", "task"])
 def test_switches_change_no_result(switch, kind, tmp_path):
-    """Same steps within 1e-5: compiled code may add in another order, recomputed layers may not."""
-    stage = STAGES[kind].model_copy(update={"batch_size": 2, "checkpoints": 1, "learning_rate": 1e-4})
+    """Same steps within 1e-5: compiled code may add in another order, recomputed layers may not.
+
+    AdamW makes steps of the rate's size even of gradients that are little but rounding: a fifth of it may differ.
+    """
+    stage = STAGES[kind].model_copy(update={"batch_size": 2, "checkpoints": 1, "learning_rate": 5e-5})
     if kind == "task":
         stage = stage.model_copy(update={"dropout": switch == "gradient_checkpointing"})
     losses, weights = [], []

@@ -261,11 +261,15 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             ("a sample not cut", 'tokenizer(SAMPLE)["input_ids"]', "len(tokenizer)")
         ],
         test_pairing.test_more_tokens_than_a_model_knows: [
-            ("more tokens than embeddings", "if len(tokenizer) > vocabulary:", "if len(tokenizer) < 0:")
+            ("inputs not checked", "check_pair(name, model, tokenizer, max(lengths))", "pass")
         ],
         test_pairing.test_rows_longer_than_a_model_reads: [
-            ("longer rows than positions", "and length > longest:", "and length < 0:")
+            ("lengths not looked at", "max(lengths)", "8")
         ],
+        partial(
+            test_pairing.test_what_a_recipe_asks_of_the_conversion_is_not_lost_on_a_converted_student,
+            asked={"calibration": {"sequences": 2}},
+        ): [("asked in vain", "if getattr(config, what) not in values:", "if not values:")],
         partial(test_pairing.test_another_size, stage={"kind": "layerwise"}, message="heads of 16"): [
             ("contexts of another size", "shapes[0] != shapes[1]", "shapes[0][0] != shapes[1][0]")
         ],
@@ -301,10 +305,10 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
     states: {
         DAMAGED: [
             ("a damaged state accepted", "                check(path)\n", "                pass\n"),
-            ("damage said again and again", " or path.name.startswith(DAMAGED)", ""),
+            ("damage said again and again", "(ASIDE, DAMAGED)", "ASIDE"),
         ],
         test_states.test_a_state_half_written_is_none: [
-            ("a state half written accepted", "if path.name == ASIDE or", "if")
+            ("a state half written accepted", "(ASIDE, DAMAGED)", "DAMAGED")
         ],
         test_states.test_the_newest_is_taken: [
             ("saved without progress", "json.dumps(progress, indent=1)", '"{}"'),

@@ -246,7 +246,7 @@ def _check_conversion(config: DistillConfig, student: PreTrainedModel) -> None:
         if getattr(config, what) not in values:
             raise ConfigError(
                 what,
-                expected=f"nothing, for {config.student} has inhibitor attention already",
+                expected=f"nothing, for {config.student or config.teacher} has inhibitor attention already",
                 got=str(getattr(config, what)),
                 remedy=f"Leave {what} out, or begin with a softmax student.",
             )
