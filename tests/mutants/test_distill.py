@@ -263,9 +263,7 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
         test_pairing.test_more_tokens_than_a_model_knows: [
             ("inputs not checked", "check_pair(name, model, tokenizer, max(lengths))", "pass")
         ],
-        test_pairing.test_rows_longer_than_a_model_reads: [
-            ("lengths not looked at", "max(lengths)", "8")
-        ],
+        test_pairing.test_rows_longer_than_a_model_reads: [("lengths not looked at", "max(lengths)", "8")],
         partial(
             test_pairing.test_what_a_recipe_asks_of_the_conversion_is_not_lost_on_a_converted_student,
             asked={"calibration": {"sequences": 2}},
