@@ -211,4 +211,4 @@ def test_a_teachers_folder_is_found_from_everywhere(student, teacher, tmp_path, 
     save(student, teacher.name, tmp_path / "student")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    AutoModel.from_pretrained(tmp_path / "student")
+    assert type(AutoModel.from_pretrained(tmp_path / "student")) is type(student)

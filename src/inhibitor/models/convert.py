@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from inhibitor.config import Config
 from inhibitor.errors import ModelError
 from inhibitor.models.attention import NAME, InhibitorAttention
 from inhibitor.models.classes import config_class, model_class
@@ -40,16 +41,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
         'InhibitorBertModel'
     """
     config = config or InhibitorConfig()
-    for what, given, expected in (("model", model, PreTrainedModel), ("config", config, InhibitorConfig)):
-        if not isinstance(given, expected):
-            raise ModelError(
-                what,
-                expected=expected.__name__,
-                got=type(given).__name__,
-                remedy="Load it with AutoModel.from_pretrained, and convert it before it is wrapped."
-                if what == "model"
-                else "InhibitorConfig.parse reads plain data.",
-            )
+    check_types(model, config, InhibitorConfig)
     family = family_of(model)
     name = type(model).__name__
     if model.config.model_type.startswith(PREFIX):
@@ -73,6 +65,19 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
     adopt(model)
     attach(model)
     return model
+
+
+def check_types(model: PreTrainedModel, config: Config, kind: type[Config]) -> None:
+    """Refuse what is no model of transformers, or no configuration of that kind."""
+    remedies = {"model": "Load it with AutoModel.from_pretrained; a wrapped one is in its module."}
+    for what, given, expected in (("model", model, PreTrainedModel), ("config", config, kind)):
+        if not isinstance(given, expected):
+            raise ModelError(
+                what,
+                expected=expected.__name__,
+                got=type(given).__name__,
+                remedy=remedies.get(what, f"{kind.__name__}.parse reads plain data."),
+            )
 
 
 def adopt(model: PreTrainedModel) -> None:

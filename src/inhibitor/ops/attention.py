@@ -125,8 +125,8 @@ def inhibitor_attention(
         H_{il} &= \eta \, n_i^{-\rho} \textstyle\sum_j (V_{jl}^+ - Z_{ij})^+ + (V_{jl}^- + Z_{ij})^-
 
     The mean and the sum run over the :math:`n_i` keys that query i may see. What it may not see contributes exactly
-    nothing, NaN included; a query that sees no key gets 0 and passes no finite gradient back. Source: InhibiDistilbert,
-    arXiv 2503.15983; ρ is ours and 0 in the paper.
+    nothing, NaN included; a query that sees no key gets 0 and passes nothing of a finite gradient back. Source:
+    InhibiDistilbert, arXiv 2503.15983; ρ is ours and 0 in the paper.
 
     With a reach τ, ours too, a key counts by how little it is inhibited: :math:`n_i` is then the number of keys that
     query i *hears*, :math:`\tfrac12 + \sum_j (1 - Z_{ij} / \tau)^+`, so that a query which picks out two keys among a

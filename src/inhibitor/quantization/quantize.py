@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from inhibitor.errors import DataError, ModelError
 from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.config import Int8Config
+from inhibitor.models.convert import check_types
 from inhibitor.models.families import PREFIX
 from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, freeze, integer_layers, parts
 from inhibitor.quantization.calibrate import calibrate_attention, input_grid
@@ -89,11 +90,7 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     Raises:
         ModelError: As ``quantize`` does.
     """
-    for what, given, wanted in (("model", model, PreTrainedModel), ("config", config, Int8Config)):
-        if not isinstance(given, wanted):
-            raise ModelError(
-                what, expected=wanted.__name__, got=type(given).__name__, remedy="Int8Config.parse reads plain data."
-            )
+    check_types(model, config, Int8Config)
     name = type(model).__name__
     before = getattr(model.config, INT8, None)
     rounded = [part for part in ("linear", "embeddings") if before is not None and before[part] == "fake"]
