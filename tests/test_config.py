@@ -43,7 +43,10 @@ def test_values_overrides_and_round_trip(tmp_path):
     ("text", "overrides", "message"),
     [
         ("name: a\ninner: {lerning_rate: 1}", [], "inner.lerning_rate.*Did you mean 'learning_rate'"),
-        ("nme: a", [], "nme|name"),
+        ("name: a\nlearning_rate: 1", [], "the unknown key 'learning_rate'. Known: bits, counts, folder"),
+        ("name: a\ninner: {nme: a}", [], "inner.nme: .* the unknown key 'nme'. Known: learning_rate."),
+        ("name: a\nmany: [{}, {7: a}]", [], "many.1.7: expected a known key, got the unknown key '7'"),
+        ("nme: a", [], "nme: expected a known key, got the unknown key 'nme'. Did you mean 'name'"),
         ("name: [1]", [], "name"),
         ("name: a\ninner: {learning_rate: fast}", [], "learning_rate.*fast"),
         ("- a", [], "keys and values, got list"),

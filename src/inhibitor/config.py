@@ -1,5 +1,6 @@
 """Typed configurations: frozen, strict about keys, read from YAML as data and never as code."""
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from inhibitor.errors import ConfigError, InhibitorError, suggestion
 
@@ -28,6 +29,7 @@ ModelName = Annotated[str, AfterValidator(os.path.expanduser)]
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+")
 
+_UNKNOWN = "unknown_key"
 _EXPECTED = {  # by pydantic's name of a fault
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "keys and values"),
@@ -63,33 +65,42 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: node
 class Config(BaseModel):
     """Base of every recipe: immutable, with no key that nobody reads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys_alone(cls, values: Any) -> Any:
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                context = {"key": str(key), "remedy": suggestion(str(key), sorted(cls.model_fields))}
+                raise PydanticCustomError(_UNKNOWN, "Unknown key {key!r}. {remedy}", context)
+        return values
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, source: str = "configuration") -> Self:
-        """Validate ``values``.
+    def parse(cls, values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "configuration") -> Self:
+        """Apply ``key=value`` overrides (dots reach nested keys, numbers reach list items) and validate.
 
         Args:
             values: Nested plain data, as YAML or JSON gives it.
+            overrides: For example ``["seed=1", "stages.0.learning_rate=1e-4"]``.
             source: Where the values came from, for the message.
 
         Raises:
             ConfigError: With the key, its fault and the nearest known key.
             DataError: A task is unknown.
         """
+        if overrides:
+            values = changed = copy.deepcopy(dict(values))
+            for override in overrides:
+                _apply_override(changed, override)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise _config_error(error, cls, source) from None
+            raise _config_error(error, source) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, apply ``key=value`` overrides (dots reach nested keys, numbers reach list items).
-
-        Args:
-            path: A YAML file of at most 1 MiB.
-            overrides: For example ``["seed=1", "stages.0.learning_rate=1e-4"]``.
-        """
+        """``parse`` what a YAML file of at most 1 MiB says."""
         path = Path(path)
         if not path.is_file():
             raise ConfigError(str(path), expected="a YAML file", got="no file", remedy="Check the path.")
@@ -108,9 +119,7 @@ class Config(BaseModel):
             raise ConfigError(
                 str(path), expected="keys and values", got=type(values).__name__, remedy="Start from a shipped recipe."
             )
-        for override in overrides:
-            _apply_override(values, override)
-        return cls.parse(values, source=str(path))
+        return cls.parse(values, overrides, source=str(path))
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults included, as YAML that ``load`` reads back."""
@@ -174,7 +183,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         )
 
 
-def _config_error(error: ValidationError, cls: type[BaseModel], source: str) -> InhibitorError:
+def _config_error(error: ValidationError, source: str) -> InhibitorError:
     """The first fault that pydantic found, in our words."""
     first, *others = error.errors()
     context, kind, got = first.get("ctx", {}), first["type"], first["input"]
@@ -182,9 +191,8 @@ def _config_error(error: ValidationError, cls: type[BaseModel], source: str) -> 
     if isinstance(own, InhibitorError):  # a validator's own, complete as it is
         return own
     place, remedy = _place(first), "Correct that value."
-    if kind == "extra_forbidden":
-        unknown = str(first["loc"][-1])
-        expected, got, remedy = "a known key", unknown, suggestion(unknown, _known_keys(cls))
+    if kind == _UNKNOWN:
+        expected, got, remedy = "a known key", context["key"], context["remedy"]
     elif kind == "literal_error":
         same = [fault for fault in others if _place(fault) == place and fault["type"] == kind]
         expected = _names([context["expected"], *(fault["ctx"]["expected"] for fault in same)])
@@ -199,7 +207,7 @@ def _config_error(error: ValidationError, cls: type[BaseModel], source: str) -> 
         elif expected == "text" and isinstance(got, int | float):
             remedy = "Write it in quotes."
     said = "nothing" if got is None else repr(got)[:80]
-    what = f"the unknown key {said}" if kind == "extra_forbidden" else said
+    what = f"the unknown key {said}" if kind == _UNKNOWN else said
     return ConfigError(f"{source}: {place}", expected=expected, got=what, remedy=remedy)
 
 
@@ -210,6 +218,8 @@ def _place(fault: ErrorDetails) -> str:
         keys = keys[: keys.index("[key]")]
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         keys.append(fault["ctx"]["discriminator"].strip("'"))
+    if fault["type"] == _UNKNOWN:
+        keys.append(fault["ctx"]["key"])
     return ".".join(keys)
 
 
@@ -217,10 +227,3 @@ def _names(lists: Sequence[str]) -> str:
     """Names that pydantic lists, in one list without quotes."""
     *names, last = [name.strip("'") for names in lists for name in re.split(", | or ", names)]
     return f"{', '.join(names)} or {last}" if names else last
-
-
-def _known_keys(cls: type[BaseModel]) -> list[str]:
-    """Every field name of a configuration and of those nested in it."""
-    schema = cls.model_json_schema()
-    places = [schema, *schema.get("$defs", {}).values()]
-    return sorted({key for place in places for key in place.get("properties", {})})

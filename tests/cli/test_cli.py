@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from inhibitor import InhibitorConfig
+
 
 def cut(folder):
     """Reviews of which one is long, and one has no label."""
@@ -14,9 +16,12 @@ def cut(folder):
 
 def test_from_conversion_to_report(cli, tiny_bert, tmp_path):
     student = tmp_path / "student"
-    status, out, _ = cli("convert", "--model", tiny_bert, "--output", student, "--layers", "0,1", "--per", "layer")
+    settings = "layers=[0,1]", "per=layer", "reach=null", "query_gain=false"
+    status, out, _ = cli("convert", "--model", tiny_bert, "--output", student, *settings)
     assert status == 0
     assert "InhibitorBertForSequenceClassification, inhibitor attention in layers [0, 1]" in out
+    said = json.loads((student / "config.json").read_text())["inhibitor"]
+    assert said == InhibitorConfig(layers=(0, 1), per="layer", reach=None, query_gain=False).model_dump(mode="json")
 
     for name, model in (("teacher", tiny_bert), ("student", student)):
         options = ("--task", "reviews", "--output", tmp_path / f"run-{name}", "--epochs", "1", "--batch-size", "32")
@@ -75,9 +80,11 @@ def test_info_names_versions_and_backend(cli):
         ("evaluate --model ./nowhere --task reviews", "nowhere"),
         ("evaluate --model {tiny} --task reviews --data {empty}", "reviews"),
         ("convert --model {tiny} --output {full}", "new or empty"),
-        ("convert --model {tiny} --output {new} --layers one", "--layers"),
-        ("convert --model {tiny} --output {new} --layers 5", "layers"),
-        ("convert --model {tiny} --output {new} --per token", "per"),
+        ("convert --model {tiny} --output {new} layers=one", "convert: layers: expected a list, got 'one'"),
+        ("convert --model {tiny} --output {new} layers=[5]", "layers"),
+        ("convert --model {tiny} --output {new} per=token", "convert: per: expected head or layer, got 'token'"),
+        ("convert --model {tiny} --output {new} reach=0", "convert: reach: expected a number greater than 0, got 0"),
+        ("convert --model {tiny} --output {new} layer", "key=value"),
         ("convert --model {empty} --output {new}", "config.json"),
         ("finetune --model {tiny} --task cola --data {empty} --output {new}", "cola"),
         ("finetune --model {tiny} --task reviews --output {full}", "new or empty folder"),

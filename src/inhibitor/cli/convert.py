@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from inhibitor.errors import ConfigError, RunError
+from inhibitor.errors import RunError
 
 NAME = "convert"
 
@@ -13,9 +13,10 @@ NAME = "convert"
 def run(
     model: Annotated[str, typer.Option(help="A model folder, a hub id or minilm.")],
     output: Annotated[Path, typer.Option(help="Where the converted model goes; a new or empty folder.")],
-    layers: Annotated[str, typer.Option(help="Layers to convert, for example 0,1,5; all by default.")] = "",
-    per: Annotated[str, typer.Option(help="head or layer: how finely γ, η, δ, ρ, τ and u are learned.")] = "head",
-    length_exponent: Annotated[float, typer.Option(help="Initial ρ: 0 is a sum over keys, 1 a mean.")] = 1.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value of an InhibitorConfig, for example layers=[0,1] per=layer reach=null."),
+    ] = None,
 ) -> None:
     """Give a pretrained model inhibitor attention. Its weights stay; distil it before you use it."""
     import transformers
@@ -29,18 +30,12 @@ def run(
     from inhibitor.models.loading import load_pretrained
     from inhibitor.runs import check_folder
 
+    config = InhibitorConfig.parse({}, settings or [], source="convert")
     quiet()
     output = user_path(output)
     check_folder(output)
     if output.exists() and any(output.iterdir()):
         raise RunError(str(output), expected="a new or empty folder", got="one in use", remedy="Choose another output.")
-    try:
-        chosen = tuple(int(layer) for layer in layers.split(",")) if layers else None
-    except ValueError:
-        raise ConfigError(
-            "--layers", expected="numbers parted by commas", got=repr(layers), remedy="For example --layers 0,1,5."
-        ) from None
-    config = InhibitorConfig.parse({"layers": chosen, "per": per, "length_exponent": length_exponent}, source="convert")
     architectures = load_pretrained(AutoConfig, model).architectures or []
     auto_class = (
         getattr(transformers, architectures[0], transformers.AutoModel) if architectures else transformers.AutoModel

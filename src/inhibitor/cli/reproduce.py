@@ -25,6 +25,7 @@ def run(
 
     from inhibitor.cli import quiet
     from inhibitor.report import to_rich
+    from inhibitor.report.tables import duration
     from inhibitor.reproduce.curve import read_others
     from inhibitor.reproduce.grid import Standing, reproduce
     from inhibitor.reproduce.output import write_results
@@ -39,7 +40,7 @@ def run(
         def watch(standing: Standing) -> None:
             parts = [f"{len(standing.running)} running", *([f"{standing.failed} failed"] if standing.failed else [])]
             parts += [f"best of {standing.best}"] if standing.best else []
-            parts += [] if standing.seconds_left is None else [f"about {_duration(standing.seconds_left)} left"]
+            parts += [] if standing.seconds_left is None else [f"about {duration(standing.seconds_left)} left"]
             parts += standing.running[:1]
             said = escape(" · ".join(parts))
             progress.update(bar, description=said, completed=standing.done, total=standing.total)
@@ -55,7 +56,3 @@ def run(
         typer.echo(f"inhibitor: {failure.name}: {failure.reason}", err=True)
     if outcome.failures:
         raise typer.Exit(1)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -37,7 +37,7 @@ from inhibitor.report.results import (
     task_table,
     tasks,
 )
-from inhibitor.report.tables import Table, number, plain, to_html
+from inhibitor.report.tables import Table, duration, number, plain, to_html
 from inhibitor.runs import CONFIG, VERSIONS, versions, write_bytes, write_text
 
 CURVES, PARTS = "curves.png", "parts.png"
@@ -153,7 +153,7 @@ def _distilled_sentence(study: Study) -> str:
 
 def _on(stages: Sequence[Stage]) -> str:
     tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
-    return f" on {_count(tokens)} tokens ({_duration(seconds)})" if stages else ""
+    return f" on {_count(tokens)} tokens ({duration(seconds)})" if stages else ""
 
 
 def _scores_sentence(study: Study) -> str:
@@ -244,9 +244,9 @@ def _stage_cost(stage: Stage) -> str:
     losses = " + ".join(loss if weight == 1 else f"{weight:g} × {loss}" for loss, weight in stage.losses.items())
     saved = stage.checkpoints
     return (
-        f"{name}{f' on {losses}' if losses else ''}: {_count(stage.tokens)} tokens in {_duration(stage.seconds)},"
+        f"{name}{f' on {losses}' if losses else ''}: {_count(stage.tokens)} tokens in {duration(stage.seconds)},"
         f" {_count(stage.tokens_per_second)} per second"
-        f"{f', {saved.count} checkpoints in {_duration(saved.seconds)}' if saved else ''}"
+        f"{f', {saved.count} checkpoints in {duration(saved.seconds)}' if saved else ''}"
     )
 
 
@@ -257,7 +257,7 @@ def _energy(energy: Energy) -> str:
     carbon = "" if energy.co2_grams is None else f"; {number(energy.co2_grams)} g of CO₂ at the recipe's intensity"
     absent = "" if any(name.startswith("cpu") for name in energy.by_device) else ", without the processor"
     return (
-        f"Energy: {_watt_hours(energy.joules)} in {_duration(energy.seconds)}{f' ({parts})' if parts else ''}{carbon}."
+        f"Energy: {_watt_hours(energy.joules)} in {duration(energy.seconds)}{f' ({parts})' if parts else ''}{carbon}."
         f" Measured by {energy.source}{absent}: what the devices drew meanwhile, whoever used them."
     )
 
@@ -272,12 +272,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{number(value / size)}{unit}"
     return f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _details(folder: Folder[AnyMetrics]) -> str:

@@ -72,6 +72,18 @@ def number(values: float | Sequence[float], digits: int | None = None) -> str:
     return f"{mean:{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    Example:
+        >>> duration(50), duration(600), duration(9000)
+        ('50 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def per_cent(value: float | None) -> str:
     """A retention as the tables print it."""
     return MISSING if value is None else number(value, 1)
