@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from inhibitor.config import Config, UserPath
 from inhibitor.distill.recipe import DistillConfig
@@ -79,6 +79,11 @@ def test_values_overrides_and_round_trip(tmp_path):
 def test_faults_are_named(tmp_path, text, overrides, message):
     with pytest.raises(ConfigError, match=message):
         Outer.load(write(tmp_path, text), overrides)
+
+
+def test_the_constructor_names_an_unknown_key_too():
+    with pytest.raises(ValidationError, match=r"Unknown key 'nme'\. Did you mean 'name'\?"):
+        Outer(nme="a")
 
 
 @pytest.mark.parametrize(

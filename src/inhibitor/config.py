@@ -73,7 +73,7 @@ class Config(BaseModel):
         for key in values if isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
                 context = {"key": str(key), "remedy": suggestion(str(key), sorted(cls.model_fields))}
-                raise PydanticCustomError(_UNKNOWN, "Unknown key {key!r}. {remedy}", context)
+                raise PydanticCustomError(_UNKNOWN, "Unknown key '{key}'. {remedy}", context)
         return values
 
     @classmethod
