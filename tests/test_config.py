@@ -83,7 +83,7 @@ def test_faults_are_named(tmp_path, text, overrides, message):
 
 def test_the_constructor_names_an_unknown_key_too():
     with pytest.raises(ValidationError, match=r"Unknown key 'nme'\. Did you mean 'name'\?"):
-        Outer(nme="a")
+        Outer(nme="a")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

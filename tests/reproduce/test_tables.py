@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from inhibitor import __version__
 from inhibitor.errors import RunError
 from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.output import to_latex, write_results
@@ -142,8 +143,11 @@ def test_records_are_read_as_they_were_written(tmp_path):
         accuracy.read(path)
 
 
-def test_the_commit_or_the_version_is_known():
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|inhibitor \S+", accuracy.commit())
+def test_the_commit_or_the_version_is_known(monkeypatch):
+    own = f"inhibitor {__version__}"
+    assert re.fullmatch(rf"[0-9a-f]{{40}}(-dirty)?|{own}", accuracy.commit())
+    monkeypatch.setattr("shutil.which", lambda name: None)  # as outside of a repository
+    assert accuracy.commit() == own
 
 
 def test_rows_cut_or_in_train_too_are_told_of_runs_that_are_there(tmp_path):

@@ -10,6 +10,7 @@ from string import Template
 
 from matplotlib.figure import Figure
 
+from inhibitor import __version__
 from inhibitor.errors import RunError
 from inhibitor.report import plots
 from inhibitor.report.disagreement import disagreements, pairs
@@ -38,7 +39,7 @@ from inhibitor.report.results import (
     tasks,
 )
 from inhibitor.report.tables import Table, duration, number, plain, to_html
-from inhibitor.runs import CONFIG, VERSIONS, versions, write_bytes, write_text
+from inhibitor.runs import CONFIG, VERSIONS, write_bytes, write_text
 
 CURVES, PARTS = "curves.png", "parts.png"
 CAPTIONS = {
@@ -112,7 +113,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
         details="\n".join(
             [*map(_details, read.distillations), *map(_details, read.finetunings), *map(_details, read.quantizations)]
         ),
-        version=html.escape(versions()["inhibitor-attention"]),
+        version=html.escape(__version__),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inhibitor import __version__
 from inhibitor.config import Config
 from inhibitor.data.tasks import get_task
 from inhibitor.distill.states import PROGRESS
 from inhibitor.errors import ConfigError, RunError
 from inhibitor.reproduce.recipe import Experiment
-from inhibitor.runs import METRICS, MODEL, Run, read_json, versions, write_text
+from inhibitor.runs import METRICS, MODEL, Run, read_json, write_text
 
 Key = tuple[str, str, int]
 
@@ -161,7 +162,7 @@ def commit() -> str:
         found = _output(git, package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
         if tracked and found:
             return found
-    return f"inhibitor {versions()['inhibitor']}"
+    return f"inhibitor {__version__}"
 
 
 def _output(git: str, folder: Path, *arguments: str) -> str:

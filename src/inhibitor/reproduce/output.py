@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inhibitor import __version__
 from inhibitor.errors import RunError
 from inhibitor.report.curve import curve_figure
 from inhibitor.report.disagreement import Pair, disagreements
@@ -22,7 +23,7 @@ from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.curve import Point, curve_lines, curve_table, points
 from inhibitor.reproduce.plan import final
 from inhibitor.reproduce.tables import LABELS, as_json, columns, tables
-from inhibitor.runs import CONFIG, VERSIONS, Run, versions, write_text
+from inhibitor.runs import CONFIG, VERSIONS, Run, write_text
 
 RESULTS = "results"
 TITLE = "The paper's experiments, reproduced"
@@ -129,5 +130,5 @@ def _page(records: Sequence[Record], found: Sequence[Table], folder: Path, curve
         tables="\n".join(map(to_html, found)),
         sections=f"{picture}\n{section(disagreements(_pairs(records, folder)))}",
         details=details("The grid", {path.name: path.read_text(encoding="utf-8") for path in files}),
-        version=html.escape(versions()["inhibitor-attention"]),
+        version=html.escape(__version__),
     )
