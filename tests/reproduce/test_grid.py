@@ -275,3 +275,15 @@ def test_a_broken_record_is_named_before_any_run(values, forks):
     with pytest.raises(RunError, match="line 1: expected a record"):
         go(values)
     assert forks.children == []
+
+
+def test_a_grid_that_cannot_begin_shows_no_bar(values, monkeypatch, capsys):
+    from inhibitor.cli import main
+
+    Path(values["output"]).mkdir()
+    (Path(values["output"]) / ACCURACY).write_text("{}\n")
+    monkeypatch.setattr(sys, "argv", ["inhibitor", "reproduce", recipe(values)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip().startswith("inhibitor: ")

@@ -35,7 +35,7 @@ def run(
     others = read_others(recipe.curve)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task("", total=None, visible=False)
 
         def watch(standing: Standing) -> None:
             parts = [f"{len(standing.running)} running", *([f"{standing.failed} failed"] if standing.failed else [])]
@@ -43,7 +43,7 @@ def run(
             parts += [] if standing.seconds_left is None else [f"about {duration(standing.seconds_left)} left"]
             parts += standing.running[:1]
             said = escape(" · ".join(parts))
-            progress.update(bar, description=said, completed=standing.done, total=standing.total)
+            progress.update(bar, description=said, completed=standing.done, total=standing.total, visible=True)
 
         outcome = reproduce(recipe, str(config), watch)
 
