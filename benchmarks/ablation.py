@@ -5,7 +5,7 @@
 
 Each variant is an `inhibitor distill` run of its own, in the given folder, and is taken up again where it stopped. All
 are measured on the same held-out text, cut into blocks of each length: the error is that of hidden states, each model
-fed by its own layers, mean of layers. Writes results/ablation.json.
+fed by its own layers, mean of layers. Writes results/ablation.json: of the variants that are asked for, no others.
 """
 
 import json
