@@ -125,6 +125,7 @@ def on_this_machine() -> dict[str, Any]:
     return {
         "use_cpu": not accelerated,  # bfloat16 is refused on a CPU that was not asked for
         "dataloader_pin_memory": accelerated,
+        "dataloader_num_workers": int(accelerated),  # one, or a stream's order would depend on their number
         "disable_tqdm": False,  # or a quiet log level would take the bar away
         "report_to": "none",
     }

@@ -24,6 +24,7 @@ MISPLACED = "a quote or a line end out of place"
 OnBadRow: TypeAlias = Literal["stop", "quarantine"]
 
 _NOT_TEXT = re.compile("[\0\udc80-\udcff]")  # NUL, or a byte that surrogateescape could not decode
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _CSV_FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"|[^",\r\n]*+)'
 _CSV_RECORD = re.compile(rf"{_CSV_FIELD}(?:,{_CSV_FIELD})*+\r?\n?")
 
@@ -176,7 +177,7 @@ def check_text(row: Row, column: str, remedy: str) -> str:
         got = "nothing" if value is None else type(value).__name__
     elif "\0" in value:
         got = "a NUL character"
-    elif not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    elif _HALF_PAIR.search(value):
         got = "half of a surrogate pair"
     else:
         return value

@@ -153,13 +153,17 @@ def cutting(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
     def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         names = [name for name in tokenizer.model_input_names if name in rows[0]]
-        batch = pad(
-            [
-                {name: row[name][start : start + row["length"]] for name in names}
-                for row in rows
-                for start in range(0, len(row["input_ids"]), row["length"])
-            ]
-        )
+        shapes = {(len(row["input_ids"]), row["length"]) for row in rows}
+        if len(shapes) == 1:
+            batch = {name: torch.tensor([row[name] for row in rows]).view(-1, rows[0]["length"]) for name in names}
+        else:
+            batch = pad(
+                [
+                    {name: row[name][start : start + row["length"]] for name in names}
+                    for row in rows
+                    for start in range(0, len(row["input_ids"]), row["length"])
+                ]
+            )
         return batch | ({ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {})
 
     return collate
