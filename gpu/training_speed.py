@@ -23,7 +23,7 @@ from inhibitor import InhibitorConfig, convert
 
 SHAPES = ((64, 128), (32, 256), (16, 512))  # batch, length
 TINY = ((1, 4),)
-SECONDS = 6.0
+SECONDS = 2.0
 
 
 def model(device: torch.device) -> nn.Module:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,10 @@ ARITHMETIC = ("FADD", "FFMA", "FMUL")
 LEAST = 0.8
 
 
-@pytest.fixture(scope="module")
-def binaries():
-    """What the compiler made, by device and kernel; in a process of its own, for in this one Triton may interpret."""
+def compiled(*arguments: str) -> list[dict[str, Any]]:
+    """What the compiler made; in a process of its own, for in this one Triton may interpret."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.triton_binary", "cuda:80", "cuda:90", "gfx942"],
+        [sys.executable, "-m", "tests.ops.triton_binary", *arguments],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -36,8 +36,12 @@ def binaries():
         timeout=900,
     )
     assert result.returncode == 0, result.stderr
-    lines = map(json.loads, result.stdout.splitlines())
-    return {(line["on"], line["kernel"]): line for line in lines}
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def binaries():
+    return {(line["on"], line["kernel"]): line for line in compiled("cuda:80", "cuda:90", "gfx942")}
 
 
 @pytest.mark.parametrize("kernel", LOOPS)
@@ -56,3 +60,9 @@ def test_loops_are_arithmetic_and_nothing_is_spilled_in_them(on, kernel, binarie
 @pytest.mark.parametrize("kernel", LOOPS)
 def test_kernels_compile_for_amd(kernel, binaries):
     assert binaries["gfx942", kernel]["bytes"] > 0
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(16, 32), (64, 32)])
+def test_kernels_compile_where_values_have_another_width_and_a_mask_leaves_tiles_out(width, value_width):
+    found = compiled("cuda:90", "--width", str(width), "--value-width", str(value_width), "--masked")
+    assert [line["kernel"] for line in found] == list(LOOPS)

@@ -44,15 +44,16 @@ def target(name: str) -> tuple[GPUTarget, Device]:
     return GPUTarget("hip", name, 64), Device("cuda", 1, None)
 
 
-def compiled(name: str, on: str, width: int, masked: bool) -> Any:
-    """A kernel for bfloat16 heads of this width, as the backend would launch it there."""
+def compiled(name: str, on: str, width: int, value_width: int, masked: bool) -> Any:
+    """A kernel for bfloat16 heads of these widths, as the backend would launch it there."""
     kernel, (gpu, device) = KERNELS[name], target(on)
-    found = choose(device, width, backward=name.startswith("by_"))
-    constants: dict[str, Any] = {"HEAD_DIM": width, "HEAD_WIDTH": width, "VALUE_DIM": width, "VALUE_WIDTH": width}
+    found = choose(device, max(width, value_width), backward=name.startswith("by_"))
+    constants: dict[str, Any] = {"HEAD_DIM": width, "HEAD_WIDTH": width}
+    constants |= {"VALUE_DIM": value_width, "VALUE_WIDTH": value_width}
     constants |= {
         "ROWS": found.rows,
         "KEYS": found.keys,
-        "SIZE": scratch(name.removeprefix("integer_").removesuffix("_reach"), found, width, width),
+        "SIZE": scratch(name.removeprefix("integer_").removesuffix("_reach"), found, width, value_width),
     }
     constants |= {"MASKED": masked, "CAUSAL": masked, "BY_ROW": masked, "SIGNED": True, "CENTER": True}
     constants["WHOLE"] = whole = name.startswith("integer_")
@@ -113,12 +114,14 @@ def loops(lines: list[str]) -> Iterator[Counter[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="+", help="such as cuda:80, cuda:90, gfx942")
-    parser.add_argument("--width", type=int, default=64, help="head_dim and value_dim, a power of two")
+    parser.add_argument("--width", type=int, default=64, help="head_dim, a power of two")
+    parser.add_argument("--value-width", type=int, help="value_dim; by default the same")
     parser.add_argument("--masked", action="store_true", help="with a mask for every row, and causal")
     given = parser.parse_args()
+    value_width = given.value_width or given.width
     for on in given.devices:
         for name in KERNELS:
-            kernel = compiled(name, on, given.width, given.masked)
+            kernel = compiled(name, on, given.width, value_width, given.masked)
             line: dict[str, Any] = {"kernel": name, "on": on, "width": given.width, "masked": given.masked}
             if on.startswith("cuda"):
                 used, code = machine_code(kernel.asm["cubin"])

@@ -45,12 +45,12 @@ def by_rows(
         mask_base = mask + batch * mask_batch + head * mask_head
         slope, shift = tl.load(slopes + head), tl.load(shifts + head)
         base = query + batch * query_batch + head * query_head
-        tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
-        tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
-        tiles.keep(queries_r, tiles.finite(tile), ROWS, HEAD_WIDTH)
+        query_tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
+        tiles.keep_transposed(queries_t, query_tile, ROWS, HEAD_WIDTH)
+        tiles.keep(queries_r, tiles.finite(query_tile), ROWS, HEAD_WIDTH)
         base = grad + batch * grad_batch + head * grad_head
-        tile = tiles.tile(base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
-        tiles.keep_transposed(grads_t, tile, ROWS, VALUE_WIDTH)
+        grad_tile = tiles.tile(base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
+        tiles.keep_transposed(grads_t, grad_tile, ROWS, VALUE_WIDTH)
         if reaches is not None:
             reach = tl.load(reaches + head)
             heard = tl.load(tiles.column(base, grad_row, grad_feature, rows, VALUE_DIM), mask=exist, other=0.0)
@@ -67,13 +67,13 @@ def by_rows(
             sees = tiles.sees(mask_base, mask_row, mask_key, rows, keys, queries, length, MASKED, CAUSAL)
             if tiles.any_of(sees, MASKED):
                 present = tiles.present(mask_base, mask_key, keys, length, MASKED, BY_ROW)
-                tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
-                tiles.keep_transposed(keys_t, tile, KEYS, HEAD_WIDTH)
-                tiles.keep(keys_r, tiles.finite(tile), KEYS, HEAD_WIDTH)
-                tile = tiles.tile(value_base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
-                magnitude, _, scale = tiles.magnitudes(tile, SIGNED)
+                key_tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
+                tiles.keep_transposed(keys_t, key_tile, KEYS, HEAD_WIDTH)
+                tiles.keep(keys_r, tiles.finite(key_tile), KEYS, HEAD_WIDTH)
+                value_tile = tiles.tile(value_base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
+                magnitude, _, scale = tiles.magnitudes(value_tile, SIGNED)
                 tiles.keep_transposed(magnitudes_t, tiles.steep(magnitude), KEYS, VALUE_WIDTH)
-                tiles.keep_transposed(directions_t, tiles.directions(tile, SIGNED), KEYS, VALUE_WIDTH)
+                tiles.keep_transposed(directions_t, tiles.directions(value_tile, SIGNED), KEYS, VALUE_WIDTH)
                 tl.debug_barrier()
                 distance = tiles.distances(queries_t, keys_t, weights_t, never, ROWS, KEYS, HEAD_DIM)
                 inhibition = tiles.inhibition(distance, mean, slope, shift, sees, False)
@@ -156,16 +156,16 @@ def by_keys(
             slope, shift = tl.load(slopes + head), tl.load(shifts + head)
             present = tiles.present(mask_base, mask_key, keys, length, MASKED, BY_ROW)
             base = key + batch * key_batch + key_head_index * key_head
-            tile = tiles.tile(base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
-            tiles.keep_transposed(keys_t, tile, KEYS, HEAD_WIDTH)
-            tiles.keep(keys_r, tiles.finite(tile), KEYS, HEAD_WIDTH)
+            key_tile = tiles.tile(base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
+            tiles.keep_transposed(keys_t, key_tile, KEYS, HEAD_WIDTH)
+            tiles.keep(keys_r, tiles.finite(key_tile), KEYS, HEAD_WIDTH)
             base = value + batch * value_batch + key_head_index * value_head
-            tile = tiles.tile(base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
-            magnitude, _, scale = tiles.magnitudes(tile, SIGNED)
+            value_tile = tiles.tile(base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
+            magnitude, _, scale = tiles.magnitudes(value_tile, SIGNED)
             magnitude = tiles.steep(magnitude)
             tiles.keep_transposed(magnitudes_t, magnitude, KEYS, VALUE_WIDTH)
             tiles.keep(magnitudes_r, magnitude, KEYS, VALUE_WIDTH)
-            tiles.keep_transposed(directions_t, tiles.directions(tile, SIGNED), KEYS, VALUE_WIDTH)
+            tiles.keep_transposed(directions_t, tiles.directions(value_tile, SIGNED), KEYS, VALUE_WIDTH)
             query_base = query + batch * query_batch + head * query_head
             grad_base = grad + batch * grad_batch + head * grad_head
             of_rows = (batch * heads + head) * queries
@@ -176,12 +176,12 @@ def by_keys(
                 exist = rows < queries
                 sees = tiles.sees(mask_base, mask_row, mask_key, rows, keys, queries, length, MASKED, CAUSAL)
                 if tiles.any_of(sees, MASKED):
-                    tile = tiles.tile(query_base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
-                    tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
-                    tiles.keep(queries_r, tiles.finite(tile), ROWS, HEAD_WIDTH)
-                    tile = tiles.tile(grad_base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
-                    tiles.keep_transposed(grads_t, tile, ROWS, VALUE_WIDTH)
-                    tiles.keep(grads_r, tile, ROWS, VALUE_WIDTH)
+                    query_tile = tiles.tile(query_base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
+                    tiles.keep_transposed(queries_t, query_tile, ROWS, HEAD_WIDTH)
+                    tiles.keep(queries_r, tiles.finite(query_tile), ROWS, HEAD_WIDTH)
+                    grad_tile = tiles.tile(grad_base, grad_row, grad_feature, rows, exist, VALUE_DIM, VALUE_WIDTH)
+                    tiles.keep_transposed(grads_t, grad_tile, ROWS, VALUE_WIDTH)
+                    tiles.keep(grads_r, grad_tile, ROWS, VALUE_WIDTH)
                     if reaches is not None:
                         pointers = tiles.column(grad_base, grad_row, grad_feature, rows, VALUE_DIM)
                         heard = tl.load(pointers, mask=exist, other=0.0)
@@ -206,7 +206,7 @@ def by_keys(
                     tl.debug_barrier()
                     count = tl.minimum(queries - row_block * ROWS, ROWS)
                     total_value += tiles.passed(magnitudes_r, inhibitions_r, grads_r, count, never, KEYS, VALUE_WIDTH)
-                    above, _ = tiles.above(
+                    above, _uncounted = tiles.above(
                         keys_r, queries_r, weights_r, weights_r, count, never, KEYS, HEAD_WIDTH, False
                     )
                     total_key += above

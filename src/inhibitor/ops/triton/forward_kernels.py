@@ -30,8 +30,8 @@ def row_means(
         key_base = key + batch * key_batch + head // groups * key_head
         mask_base = mask + batch * mask_batch + head * mask_head
         base = query + batch * query_batch + head * query_head
-        tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
-        tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
+        query_tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
+        tiles.keep_transposed(queries_t, query_tile, ROWS, HEAD_WIDTH)
         total = tl.zeros((ROWS,), tl.int64 if WHOLE else tl.float32)
         count = total
         last = tl.minimum(length, tl.max(rows, 0) + 1) if CAUSAL else length
@@ -40,8 +40,8 @@ def row_means(
             sees = tiles.sees(mask_base, mask_row, mask_key, rows, keys, queries, length, MASKED, CAUSAL)
             if tiles.any_of(sees, MASKED):
                 present = tiles.present(mask_base, mask_key, keys, length, MASKED, BY_ROW)
-                tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
-                tiles.keep_transposed(keys_t, tile, KEYS, HEAD_WIDTH)
+                key_tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
+                tiles.keep_transposed(keys_t, key_tile, KEYS, HEAD_WIDTH)
                 tl.debug_barrier()
                 distance = tiles.distances(queries_t, keys_t, target, never, ROWS, KEYS, HEAD_DIM)
                 total += tl.sum(tl.where(sees, distance, 0.0), 1).to(total.dtype)
@@ -85,8 +85,8 @@ def forward(
         mask_base = mask + batch * mask_batch + head * mask_head
         slope, shift = tl.load(slopes + head), tl.load(shifts + head)
         base = query + batch * query_batch + head * query_head
-        tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
-        tiles.keep_transposed(queries_t, tile, ROWS, HEAD_WIDTH)
+        query_tile = tiles.tile(base, query_row, query_feature, rows, exist, HEAD_DIM, HEAD_WIDTH)
+        tiles.keep_transposed(queries_t, query_tile, ROWS, HEAD_WIDTH)
         mean = tl.zeros((ROWS,), means.dtype.element_ty)
         if CENTER or WHOLE:
             mean = tl.load(means + pair * queries + rows, mask=exist, other=0)
@@ -100,10 +100,10 @@ def forward(
             sees = tiles.sees(mask_base, mask_row, mask_key, rows, keys, queries, length, MASKED, CAUSAL)
             if tiles.any_of(sees, MASKED):
                 present = tiles.present(mask_base, mask_key, keys, length, MASKED, BY_ROW)
-                tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
-                tiles.keep_transposed(keys_t, tile, KEYS, HEAD_WIDTH)
-                tile = tiles.tile(value_base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
-                magnitude, sign, scale = tiles.magnitudes(tile, SIGNED)
+                key_tile = tiles.tile(key_base, key_row, key_feature, keys, present, HEAD_DIM, HEAD_WIDTH)
+                tiles.keep_transposed(keys_t, key_tile, KEYS, HEAD_WIDTH)
+                value_tile = tiles.tile(value_base, value_row, value_feature, keys, present, VALUE_DIM, VALUE_WIDTH)
+                magnitude, sign, scale = tiles.magnitudes(value_tile, SIGNED)
                 tiles.keep(magnitudes, magnitude, KEYS, VALUE_WIDTH)
                 tiles.keep(signs, sign, KEYS, VALUE_WIDTH)
                 tl.debug_barrier()
