@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from inhibitor import training
 from inhibitor.checkpoints import load_state
 from inhibitor.errors import Interrupted, RunError
 from inhibitor.trainer import _Clock
@@ -309,3 +310,24 @@ def test_another_number_of_processes_is_refused(tmp_path):
     manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 2'))
     with pytest.raises(RunError, match="expected 2 processes, as those that wrote it, got 1"):
         build(tmp_path).train(str(manifest.parent))
+
+
+@pytest.mark.parametrize(
+    ("bf16", "capabilities", "said"),
+    [
+        (True, {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "no instructions for bfloat16"),
+        (True, {"avx512_bf16": True}, ""),
+        (True, {"sve": True, "bf16": True}, ""),
+        (True, {}, ""),  # nothing is known
+        (False, {"avx512_f": True}, ""),
+    ],
+)
+def test_bfloat16_on_a_processor_that_imitates_it_is_said_once(monkeypatch, capsys, bf16, capabilities, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    training._check_bfloat16.cache_clear()
+    for _ in range(2):
+        assert training.on_this_machine(bf16=bf16)["bf16"] is bf16
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == (1 if said else 0)

@@ -94,7 +94,7 @@ def build(folder, *, micro_batch=2, accumulation=2, dropout=0.3, rows=None, call
     return (kind or FiniteTrainer)(
         title="test",
         model=Net(dropout),
-        args=TrainingArguments(**(on_this_machine() | defaults | options)),
+        args=TrainingArguments(**(on_this_machine(bf16=False) | defaults | options)),
         train_dataset=Rows() if rows is None else rows,
         data_collator=collate,
         callbacks=list(callbacks),

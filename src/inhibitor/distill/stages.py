@@ -212,7 +212,6 @@ def train(
             lr_scheduler_type="cosine",
             warmup_steps=stage.warmup_ratio,
             weight_decay=stage.weight_decay,
-            bf16=stage.bf16,
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
             train_sampling_strategy="group_by_length" if rows.numbered else "random",
@@ -220,7 +219,7 @@ def train(
             logging_steps=max(1, steps // LOGGED),
             save_steps=max(1, -(-steps // stage.checkpoints)),
             **length,
-            **on_this_machine(),
+            **on_this_machine(bf16=stage.bf16),
         )
         return DistillationTrainer(
             objective=objective,

@@ -207,11 +207,10 @@ def _arguments(config: FinetuneConfig, folder: Path, micro_batch: int, accumulat
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
-        bf16=config.bf16,
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,  # the sampler reads "length", which the collator leaves out
         include_num_input_tokens_seen="non_padding",
         logging_steps=0.01,
         save_strategy="epoch",
-        **on_this_machine(),
+        **on_this_machine(bf16=config.bf16),
     )
