@@ -54,7 +54,10 @@ def calibrate(attention: InhibitorAttention, samples: Sequence[Tapped]) -> None:
     start = samples[0].query.new_ones(heads)
     reaches = _reaches(samples, heads, shared=shared) if attention.reach is not None else start.new_empty(0, heads)
 
+    mean = start.new_zeros(heads) if attention.config.center else _mean_score(samples, shared=shared)
+
     def attempt(gamma: Tensor, delta: Tensor) -> _Fit:
+        delta = delta - gamma * mean
         return _fit(
             [_sums(attention, sample, gamma, delta, reaches) for sample in samples], gamma, delta, reaches, shared
         )
@@ -65,7 +68,7 @@ def calibrate(attention: InhibitorAttention, samples: Sequence[Tapped]) -> None:
             best.improve(attempt(start * gamma, start * delta), shared=shared)
     for refinement in range(1, REFINEMENTS + 1):
         factor, shift = 2 ** (0.5**refinement), 0.5**refinement
-        slope, offset = best.gamma, best.delta
+        slope, offset = best.gamma, best.delta + best.gamma * mean
         moves = ((slope * factor, offset), (slope / factor, offset), (slope, offset + shift), (slope, offset - shift))
         for move in moves:
             best.improve(attempt(*move), shared=shared)
@@ -80,6 +83,16 @@ def _reaches(samples: Sequence[Tapped], heads: int, *, shared: bool) -> Tensor:
     sizes = torch.stack([sample.value.abs().mean((0, 2, 3)) for sample in samples]).mean(0)
     sizes = (sizes.mean().expand_as(sizes) if shared else sizes).repeat_interleave(heads // len(sizes))
     return torch.tensor(REACHES).to(sizes).unsqueeze(-1) * sizes
+
+
+def _mean_score(samples: Sequence[Tapped], *, shared: bool) -> Tensor:
+    """The mean of the scores at γ = 1, (heads,): what δ takes off where no row's own mean is subtracted."""
+    means = []
+    for sample in samples:
+        key = sample.key.repeat_interleave(sample.query.shape[1] // sample.key.shape[1], 1)
+        means.append(sample.scale * torch.cdist(sample.query, key, p=1.0).mean((0, 2, 3)))
+    mean = torch.stack(means).mean(0)
+    return mean.mean().expand_as(mean) if shared else mean
 
 
 @dataclass(frozen=True)
