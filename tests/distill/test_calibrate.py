@@ -55,6 +55,21 @@ def test_recovers_a_reach():
 
 
 @pytest.mark.parametrize("per", ["head", "layer"])
+def test_without_centring_the_scores_mean_is_part_of_delta(per):
+    distances = [torch.cdist(sample.query, sample.key, p=1.0) * sample.scale for sample in samples(lambda q, k, v: v)]
+    mean = torch.stack([distance.mean((0, 2, 3)) for distance in distances]).mean(0)
+    mean = mean if per == "head" else mean.mean().expand(HEADS)
+    true: dict[str, Any] = {"gamma": torch.full((HEADS,), 2.0), "delta": 0.5 - 2.0 * mean, "center": False}
+    tapped = list(samples(lambda q, k, v: inhibitor_attention(q, k, v, **true)))
+    attention = InhibitorAttention(InhibitorConfig(per=per, center=False, **PAPER), HEADS, 8)
+    calibrate(attention, tapped)
+    for name in ("gamma", "delta"):
+        found = getattr(attention, name).detach()
+        torch.testing.assert_close(found, true[name][: len(found)], rtol=1e-3, atol=0)
+    assert error(attention, tapped) < 1e-6
+
+
+@pytest.mark.parametrize("per", ["head", "layer"])
 @pytest.mark.parametrize("options", [{"eta": 2.0}, PAPER], ids=["reach", "paper"])
 def test_brings_softmax_nearer(per, options):
     softmax = torch.nn.functional.scaled_dot_product_attention
