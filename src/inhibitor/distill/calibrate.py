@@ -2,8 +2,9 @@
 
 With queries, keys and values as the teacher has them, the student's context is η · n^(−ρ) · H(γ, δ), where n is the
 number of keys that a query sees, or of those that it hears, which depends on τ. For given γ and δ, and each ρ and τ of
-short lists, the best η is a ratio of inner products; γ and δ are searched on a grid, then refined. Where no row's mean is
-subtracted from its scores, δ is searched around the mean of all. All heads are tried at once, each with values of its own.
+short lists, the best η is a ratio of inner products; γ and δ are searched on a grid, then refined. Where no row's mean
+is subtracted from its scores, δ is searched around the mean of all. All heads are tried at once, each with values of
+its own.
 """
 
 from collections.abc import Sequence
