@@ -16,13 +16,14 @@ class InhibitorConfig(Config):
             code.
         gamma: Initial γ, the slope of the score.
         eta: Initial η, the scale of the result.
-        delta: Initial δ, the shift of the centred score.
+        delta: Initial δ, the shift of the score.
         length_exponent: Initial ρ. 0 is the paper's sum over keys; 1 is a mean over them, as softmax takes one, and
             starts nearer to the teacher.
         reach: Initial τ: how far a key may be inhibited and still be heard. ρ is then the exponent of the number of
             keys that a query hears; with None, as in the paper, of those that it may see.
         query_gain: Whether each query has a gain of its own, η · exp(query · u), with a learned u that begins at 0.
-        center: Whether the row's mean is subtracted from the scores.
+        center: Whether the row's mean is subtracted from the scores. A student without it learns more from as much text,
+            once δ is calibrated.
         signed: Whether values are inhibited towards zero from both sides.
     """
 
