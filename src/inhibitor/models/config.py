@@ -22,8 +22,8 @@ class InhibitorConfig(Config):
         reach: Initial τ: how far a key may be inhibited and still be heard. ρ is then the exponent of the number of
             keys that a query hears; with None, as in the paper, of those that it may see.
         query_gain: Whether each query has a gain of its own, η · exp(query · u), with a learned u that begins at 0.
-        center: Whether the row's mean is subtracted from the scores. A student without it learns more from as much text,
-            once δ is calibrated.
+        center: Whether the row's mean is subtracted from the scores. Without it a student learns more from as much
+            text, once δ is calibrated.
         signed: Whether values are inhibited towards zero from both sides.
     """
 
