@@ -1,7 +1,7 @@
-"""What each choice in recipes/e1.yaml buys: a joint stage with one choice changed at a time, on the same few tokens.
+"""What each choice in recipes/e1.yaml buys: its joint stage with one choice changed at a time, on the same few tokens.
 
     python benchmarks/ablation.py ../shared/data runs/ablation
-    python benchmarks/ablation.py ../shared/data runs/ablation "centred" heard gain neither  # parts of their names
+    python benchmarks/ablation.py ../shared/data runs/ablation "as in" heard gain neither  # parts of their names
 
 Each variant is an `inhibitor distill` run of its own, in the given folder, and is taken up again where it stopped. All
 are measured on the same held-out text, cut into blocks of each length: the error is that of hidden states, each model
@@ -36,7 +36,7 @@ TEXT = {"max_length": 256, "min_length": 8}
 SHORT = {"max_length": 64}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "scores centred, steps of 2,048 tokens": {},
+    "as in recipes/e1.yaml": {},
     "blocks of 64 tokens alone": {"text": SHORT},
     "blocks of 256 tokens alone": {"text": {"max_length": 256}},
     "contexts compared, not outputs": {"stage": {**JOINT, "losses": {"context_relative": 1}}},
@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half the learning rate": {"stage": {**JOINT, "learning_rate": 5e-4}},
     "twice the text": {"tokens": 2 * TOKENS},
     "not centred, steps of 1,024 tokens": {"inhibitor": {"center": False}, "batch": 1024},
-    "not centred, steps of 512 tokens: recipes/e1.yaml": {"inhibitor": {"center": False}, "batch": 512},
+    "not centred, steps of 512 tokens": {"inhibitor": {"center": False}, "batch": 512},
 }
 
 
@@ -103,7 +103,7 @@ def main(data: Path, folder: Path, wanted: list[str]) -> None:
         file.write_text(yaml.safe_dump(recipe(files, output, variant)))
         subprocess.run([sys.executable, "-m", "inhibitor", "distill", str(file)], check=True)  # noqa: S603 - our own
         results["hidden error"][name] = measure(output / "model", teacher, tuple(files))
-        print(f"{name:52}", results["hidden error"][name], flush=True)
+        print(f"{name:48}", results["hidden error"][name], flush=True)
         path = ROOT / "results" / "ablation.json"
         path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
