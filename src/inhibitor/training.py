@@ -139,7 +139,7 @@ def on_this_machine(*, bf16: bool) -> dict[str, Any]:
 @functools.cache
 def _check_bfloat16() -> None:
     """Say once that this processor has no instructions for bfloat16, if PyTorch knows it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
     if capabilities and not any(capabilities.get(name) for name in BFLOAT16):
         notice(
             "this processor has no instructions for bfloat16: without bf16, training takes about a third of the time."
