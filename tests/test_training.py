@@ -325,7 +325,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
 def test_bfloat16_on_a_processor_that_imitates_it_is_said_once(monkeypatch, capsys, bf16, capabilities, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    training._check_bfloat16.cache_clear()
+    training._tell_of_slow_bfloat16.cache_clear()
     for _ in range(2):
         assert training.on_this_machine(bf16=bf16)["bf16"] is bf16
     told = capsys.readouterr().err

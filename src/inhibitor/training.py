@@ -125,7 +125,7 @@ def on_this_machine(*, bf16: bool) -> dict[str, Any]:
     """Training arguments that depend on the machine; says where bfloat16 is asked of a CPU that can only imitate it."""
     accelerated = torch.accelerator.is_available()
     if bf16 and not accelerated:
-        _check_bfloat16()
+        _tell_of_slow_bfloat16()
     return {
         "bf16": bf16,
         "use_cpu": not accelerated,  # bfloat16 is refused on a CPU that was not asked for
@@ -137,7 +137,7 @@ def on_this_machine(*, bf16: bool) -> dict[str, Any]:
 
 
 @functools.cache
-def _check_bfloat16() -> None:
+def _tell_of_slow_bfloat16() -> None:
     """Say once that this processor has no instructions for bfloat16, if PyTorch knows it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
     if capabilities and not any(capabilities.get(name) for name in BFLOAT16):
