@@ -24,9 +24,7 @@ from inhibitor import IntegerGrid, inhibitor_attention, inhibitor_attention_int8
 
 SHAPES = ((8, 128), (8, 512), (1, 2048), (1, 8192), (1, 16384))  # batch, length
 TINY = ((1, 3), (1, 17))
-DENSE_LIMIT = (
-    1 << 31
-)  # elements of queries × keys × head_dim: the authors' form of more ended in an illegal memory access
+DENSE_LIMIT = 1 << 31  # elements of queries × keys × head_dim; of more, the authors' form read illegal addresses
 SLOW_LIMIT = 1 << 36  # elements that the PyTorch backend is still timed on
 SECONDS = 0.4
 

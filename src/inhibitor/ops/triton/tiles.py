@@ -5,6 +5,8 @@ one of keys, one subtraction and one addition for each element. The same holds f
 threads of a program must read across each other, the transposed tiles and one tile of inhibitions, lies in a few tiles
 of scratch memory that belong to the program and stay in its first-level cache.
 
+A name in a kernel stands for tiles of one shape: around a branch or a loop Triton gives it one type.
+
 Cutting a number to [0, 1] costs nothing on the way out of an addition, on NVIDIA's hardware and on AMD's: minimum and
 maximum with 0 and 1 stand where that is meant.
 """
