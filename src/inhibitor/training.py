@@ -141,6 +141,4 @@ def _tell_of_slow_bfloat16() -> None:
     """Say once that this processor has no instructions for bfloat16, if PyTorch knows it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
     if capabilities and not any(capabilities.get(name) for name in BFLOAT16):
-        notice(
-            "this processor has no instructions for bfloat16: without bf16, training takes about a third of the time."
-        )
+        notice("this processor has no instructions for bfloat16: without bf16, training is faster.")

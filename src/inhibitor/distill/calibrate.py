@@ -16,6 +16,7 @@ from torch import Tensor
 from inhibitor.models.attention import PARAMETERS, InhibitorAttention, Tapped
 from inhibitor.ops import inhibitor_attention
 from inhibitor.ops.attention import UNHEARD
+from inhibitor.ops.reference import inhibition
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 DELTAS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
@@ -88,10 +89,13 @@ def _reaches(samples: Sequence[Tapped], heads: int, *, shared: bool) -> Tensor:
 
 def _mean_score(samples: Sequence[Tapped], *, shared: bool) -> Tensor:
     """The mean of the scores at γ = 1, (heads,): what δ takes off where no row's own mean is subtracted."""
-    means = []
+    ones, means = samples[0].query.new_ones(samples[0].query.shape[1]), []
     for sample in samples:
-        key = sample.key.repeat_interleave(sample.query.shape[1] // sample.key.shape[1], 1)
-        means.append(sample.scale * torch.cdist(sample.query, key, p=1.0).mean((0, 2, 3)))
+        scores = inhibition(
+            sample.query, sample.key, ones, 0 * ones, sample.attn_mask, sample.is_causal, False, sample.scale
+        )
+        seen = scores.isfinite()
+        means.append(scores.where(seen, 0).sum((0, 2, 3)) / seen.sum((0, 2, 3)))
     mean = torch.stack(means).mean(0)
     return mean.mean().expand_as(mean) if shared else mean
 
