@@ -5,7 +5,7 @@
 
 Each variant is an `inhibitor distill` run of its own, in the given folder, and is taken up again where it stopped. All
 are measured on the same held-out text, cut into blocks of each length: the error is that of hidden states, each model
-fed by its own layers, mean of layers. Writes results/ablation.json: of the variants that are asked for, no others.
+fed by its own layers, mean of layers. Writes results/ablation.json, of all variants that the folder has.
 """
 
 import json
@@ -27,11 +27,12 @@ from inhibitor.models.attention import TEACHER
 from inhibitor.models.loading import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENS, BATCH = 409_600, 2048
+TOKENS, STEP = 409_600, 512
 LENGTHS = (8, 16, 64, 256)
 MEASURED = 32  # rows of 256 tokens for each length
-JOINT = {"kind": "joint", "learning_rate": 1e-3, "losses": {"output_relative": 1}, "bf16": True}
-LAYERWISE = {"kind": "layerwise", "learning_rate": 1e-3, "losses": {"output_relative": 1}, "bf16": True}
+JOINT = {"kind": "joint", "learning_rate": 1e-3, "losses": {"output_relative": 1}}
+LAYERWISE = {"kind": "layerwise", "learning_rate": 1e-3, "losses": {"output_relative": 1}}
+INHIBITOR = {"center": False}
 TEXT = {"max_length": 256, "min_length": 8}
 SHORT = {"max_length": 64}
 
@@ -45,14 +46,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "keys in sight counted, not keys heard": {"inhibitor": {"reach": None}},
     "no gain of the query's own": {"inhibitor": {"query_gain": False}},
     "neither": {"inhibitor": {"reach": None, "query_gain": False}},
-    "not calibrated first": {"calibration": None},
-    "scores not centred": {"inhibitor": {"center": False}},
+    "scores centred": {"inhibitor": {"center": True}},
+    "scores centred, not calibrated first": {"inhibitor": {"center": True}, "calibration": None},
     "one layer after the other, fed by the student": {"stage": {**LAYERWISE, "inputs": "student"}},
     "one layer after the other, fed by the teacher": {"stage": {**LAYERWISE, "inputs": "teacher"}},
     "half the learning rate": {"stage": {**JOINT, "learning_rate": 5e-4}},
     "twice the text": {"tokens": 2 * TOKENS},
-    "not centred, steps of 1,024 tokens": {"inhibitor": {"center": False}, "batch": 1024},
-    "not centred, steps of 512 tokens": {"inhibitor": {"center": False}, "batch": 512},
+    "steps of 256 tokens": {"step": 256},
+    "steps of 1,024 tokens": {"step": 1024},
+    "steps of 2,048 tokens": {"step": 2048},
 }
 
 
@@ -62,13 +64,13 @@ def recipe(files: list[str], output: Path, variant: dict[str, Any]) -> dict[str,
     stage = {
         **variant.get("stage", JOINT),
         "tokens": variant.get("tokens", TOKENS),
-        "batch_size": variant.get("batch", BATCH) // text["max_length"],
+        "batch_size": variant.get("step", STEP) // text["max_length"],
     }
     return {
         "teacher": "minilm",
         "output": str(output),
         "text": {"files": files, **text},
-        "inhibitor": variant.get("inhibitor", {}),
+        "inhibitor": {**INHIBITOR, **variant.get("inhibitor", {})},
         "calibration": variant.get("calibration", {"lengths": [16, 64]}),
         "stages": [stage],
         "validation_sequences": 16,
@@ -95,9 +97,9 @@ def main(data: Path, folder: Path, wanted: list[str]) -> None:
     teacher = Teacher(load_pretrained(AutoModel, "minilm", attn_implementation=TEACHER, dtype=torch.float32))
     results: dict[str, Any] = {"machine": machine(), "model": "MiniLM-L6", "tokens": TOKENS, "hidden error": {}}
     for number, (name, variant) in enumerate(VARIANTS.items()):
-        if wanted and not any(part in name for part in wanted):
-            continue
         output = folder / str(number)
+        if wanted and not any(part in name for part in wanted) and not (output / "model").is_dir():
+            continue
         file = output.with_suffix(".yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(recipe(files, output, variant)))
