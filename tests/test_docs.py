@@ -25,6 +25,7 @@ EXAMPLES = (
     "inhibitor.bench.count",
     "inhibitor.models.convert",
     "inhibitor.ops.attention",
+    "inhibitor.ops.backends",
     "inhibitor.ops.cpu",
     "inhibitor.quantization.calibrate",
     "inhibitor.quantization.quantize",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops import attention, blocked, masks, operator
+from inhibitor.ops import attention, backends, blocked, checks, masks, operator
 from tests.mutants import mutated
 from tests.ops.cases import LUCK, TOLERANCES, Arguments, Case, arguments, relative_error
 
@@ -125,7 +125,7 @@ CATALOGUE = [
         "None if isinstance(eta, int | float) and eta == 1.0 else",
         "None if isinstance(eta, Tensor) or eta == 1.0 else",
     ),
-    (attention, "a length of 0 where nothing is heard", "+ UNHEARD", "+ 0.0"),
+    (attention, "a length of 0 where nothing is heard", "+ masks.UNHEARD", "+ 0.0"),
     (attention, "what is left of τ, not how many keys", "total[..., -1:] / depth.view(-1, 1, 1)", "total[..., -1:]"),
     (blocked, "the reach of the first head", "heard[chosen]", "heard[:1]"),
     (
@@ -138,9 +138,9 @@ CATALOGUE = [
     (attention, "the inverse of the length exponent", "-exponent.to(wide)", "exponent.to(wide)"),
     (attention, "scaled by 1/head_dim", "query.shape[3] ** -0.5", "query.shape[3] ** -1.0"),
     (attention, "half precision comes back in float32", "total * factor).to(query.dtype)", "total * factor)"),
-    (attention, "a backend asked for by name is replaced", 'if backend == "auto":', 'if backend != "torch":'),
+    (backends, "a backend asked for by name is replaced", 'if backend == "auto":', 'if backend != "torch":'),
     (
-        attention,
+        checks,
         "one batch of mask for all",
         "padded.expand(-1, -1, -1, shape[3])",
         "padded[:1].expand(-1, -1, -1, shape[3])",
@@ -171,6 +171,7 @@ class Mutant:
 
 
 numbers = itertools.count()
+MODULES = (blocked, operator, masks, checks, backends, attention)
 
 
 def build(changed: ModuleType | None = None, old: str = "", new: str = "") -> Mutant:
@@ -185,11 +186,12 @@ def build(changed: ModuleType | None = None, old: str = "", new: str = "") -> Mu
         exec(compile(source, f"{namespace}/{module.__name__}", "exec"), copy.__dict__)  # noqa: S102
         return copy
 
-    parts = {module.__name__.rpartition(".")[2]: fresh(module) for module in (blocked, operator, masks, attention)}
+    parts = {module.__name__.rpartition(".")[2]: fresh(module) for module in MODULES}
     parts["blocked"].CPU_TILE = 60  # type: ignore[attr-defined]
     parts["operator"].blocked = parts["blocked"]  # type: ignore[attr-defined]
     parts["operator"].BACKENDS["torch"] = parts["blocked"]
-    parts["attention"].operator, parts["attention"].masks = parts["operator"], parts["masks"]  # type: ignore[attr-defined]
+    for name in ("operator", "masks", "checks", "backends"):
+        setattr(parts["attention"], name, parts[name])
     return Mutant(parts["attention"].inhibitor_attention, parts["operator"])
 
 

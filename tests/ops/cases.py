@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inhibitor import inhibitor_attention
 from inhibitor.ops import blocked, masks
-from inhibitor.ops.attention import UNHEARD
+from inhibitor.ops.masks import UNHEARD
 
 LENGTHS = (0, 1, 2, 3, 17, 63, 64, 65, 127, 128, 129, 257)
 HEAD_DIMS = (1, 3, 32, 60, 64, 128)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inhibitor.ops import blocked, cpu, masks
-from inhibitor.ops.attention import UNHEARD
+from inhibitor.ops.masks import UNHEARD
 from tests.ops.cases import (
     HEADS,
     LUCK,

@@ -13,7 +13,7 @@ from inhibitor.bench.results import Direction, Family, Mask
 from inhibitor.bench.shapes import Shape
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.ops import cpu, inhibitor_attention
-from inhibitor.ops.attention import Backend
+from inhibitor.ops.backends import Backend
 
 BASELINE = "SDPA float32"
 MODEL = InhibitorConfig().model_dump(include={"delta", "reach", "length_exponent"})  # of a model just converted

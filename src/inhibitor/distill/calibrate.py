@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inhibitor.models.attention import PARAMETERS, InhibitorAttention, Tapped
 from inhibitor.ops import inhibitor_attention
-from inhibitor.ops.attention import UNHEARD
+from inhibitor.ops.masks import UNHEARD
 from inhibitor.ops.reference import inhibition
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0)

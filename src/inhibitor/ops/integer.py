@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops import attention as floats
-from inhibitor.ops import integer_cpu, integer_operator, masks, triton
-from inhibitor.ops.attention import BackendChoice
+from inhibitor.ops import backends, checks, integer_cpu, integer_operator, masks, triton
+from inhibitor.ops.backends import BackendChoice
 from inhibitor.ops.integer_grid import IntegerGrid
 from inhibitor.ops.integer_reference import Scale
 
@@ -43,17 +42,17 @@ def _why_not_cpu(device: torch.device) -> str:
     """What keeps the native kernels from a device; empty if nothing does."""
     if device.type != "cpu":
         return f"there is no native integer kernel for {device.type}"
-    return "" if integer_cpu.INSTALLED else floats.NOT_INSTALLED
+    return "" if integer_cpu.INSTALLED else backends.NOT_INSTALLED
 
 
-_WHY_NOT: dict[str, Callable[[torch.device], str]] = {"cpu": _why_not_cpu, "triton": floats.why_no_triton}
+_WHY_NOT: dict[str, Callable[[torch.device], str]] = {"cpu": _why_not_cpu, "triton": backends.why_no_triton}
 
 
 def check_backend(name: str, device: torch.device) -> str:
     """The backend that was asked for by name, which is never replaced; an error if it cannot serve the device."""
     missing = "" if name == "reference" else _WHY_NOT[name](device)
     if missing:
-        raise floats.unavailable(name, missing)
+        raise backends.unavailable(name, missing)
     return name
 
 
@@ -109,7 +108,7 @@ def integer_attention(
         >>> integer_attention(query, key, value, grid).dtype
         torch.int32
     """
-    floats.check_choices(
+    checks.choices(
         is_causal=is_causal, center=center, signed=signed, backend=backend, backends=get_args(IntegerBackend)
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
@@ -162,7 +161,7 @@ def inhibitor_attention_int8(
         >>> inhibitor_attention_int8(query, key, value, grid, length_exponent=1.0)[0, 0, 0, 0]
         tensor(1.)
     """
-    floats.check_choices(
+    checks.choices(
         is_causal=is_causal, center=center, signed=signed, backend=backend, backends=get_args(IntegerBackend)
     )
     query, key, value, attn_mask = _checked(query, key, value, grid, attn_mask, enable_gqa)
@@ -195,10 +194,10 @@ def rescaled(
     """
     factor = grid.value_step.double().view(-1, 1, 1)
     if isinstance(eta, Tensor) or eta != 1.0:
-        factor = factor * floats.scale_of(eta, query)
+        factor = factor * checks.eta(eta, query)
     exponent = None
     if isinstance(length_exponent, Tensor) or length_exponent != 0.0:
-        exponent = floats.per_head("length_exponent", length_exponent, query).double()
+        exponent = checks.per_head("length_exponent", length_exponent, query).double()
     if exponent is not None and grid.reach is None:  # what is heard is the operator's to count, what is in sight is not
         factor = factor * count().clamp(min=1).double().pow(-exponent.view(-1, 1, 1))
     output = call(Scale(factor, exponent))
@@ -217,7 +216,7 @@ def _call(
 ) -> Tensor:
     name = _pick(query.device)[0] if backend == "auto" else check_backend(backend, query.device)
     factor = (None, None) if scale is None else scale
-    floats.refuse_tangents("inhibitor_attention_int8", query, key, value, *factor)
+    checks.no_tangents("inhibitor_attention_int8", query, key, value, *factor)
     result: Tensor = integer_operator.attention(query, key, value, *grid.tensors, *factor, attn_mask, *flags, name)
     return result
 
@@ -228,9 +227,9 @@ def _checked(
     """The tensors with batch and heads in full, and the mask with four dimensions; or an error."""
     tensors = {"query": query, "key": key, "value": value}
     for name, tensor in tensors.items():
-        floats.check_dense(name, tensor)
+        checks.dense(name, tensor)
     for (name, tensor), code in zip(tensors.items(), CODES, strict=True):
-        expected = query.dtype if query.dtype in floats.FLOATS else code
+        expected = query.dtype if query.dtype in checks.FLOATS else code
         if tensor.dtype != expected:
             raise OperatorError(
                 name,
@@ -238,15 +237,10 @@ def _checked(
                 got=str(tensor.dtype),
                 remedy="Pass floating-point tensors, or what quantize_query_key and quantize_value return.",
             )
-    floats.check_shapes(query, key, value, enable_gqa)
+    query, key, value, attn_mask = checks.aligned(query, key, value, attn_mask, enable_gqa)
     _check_sizes(query, key, value)
-    batch = floats.common(query.shape[0], key.shape[0], value.shape[0])
-    key_heads = floats.common(key.shape[1], value.shape[1])
-    query = floats.broadcast(query, batch, query.shape[1])
-    key, value = floats.broadcast(key, batch, key_heads), floats.broadcast(value, batch, key_heads)
     check_grid(grid, query)
-    shape = (batch, query.shape[1], query.shape[2], key.shape[2])
-    return query, key, value, floats.check_mask(attn_mask, shape, query.device)
+    return query, key, value, attn_mask
 
 
 def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:

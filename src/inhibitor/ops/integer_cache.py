@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops import attention as floats
-from inhibitor.ops import integer_operator, masks
+from inhibitor.ops import checks, integer_operator, masks
 from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescaled
 from inhibitor.ops.integer_grid import IntegerGrid, check_groups
 from inhibitor.ops.integer_reference import Scale
@@ -90,8 +89,8 @@ class IntegerCache:
             ("key", key, self.head_dim, torch.uint8),
             ("value", value, self.value_dim, torch.int8),
         ):
-            floats.check_dense(name, tensor)
-            expected = key.dtype if key.dtype in floats.FLOATS else code
+            checks.dense(name, tensor)
+            expected = key.dtype if key.dtype in checks.FLOATS else code
             shape = (batch, key_heads, key.shape[2], features)
             if tensor.dtype != expected or tensor.shape != shape or tensor.device.type != "cpu":
                 raise OperatorError(
@@ -102,7 +101,7 @@ class IntegerCache:
                 )
             if torch.is_grad_enabled() and tensor.requires_grad:
                 raise integer_operator.no_gradient(name, "a tensor that needs one", "Call it under torch.no_grad().")
-        floats.refuse_tangents("inhibitor_attention_int8", key, value)
+        checks.no_tangents("inhibitor_attention_int8", key, value)
         length = self._length + key.shape[2]
         if length > MOST_KEYS:
             raise OperatorError(
@@ -146,10 +145,10 @@ class IntegerCache:
         Raises:
             OperatorError: A query, mask or parameter that does not fit, or a NaN in the query.
         """
-        floats.check_choices(center=center, signed=signed, backend="cpu", backends=("cpu",))
-        floats.check_dense("query", query)
+        checks.choices(center=center, signed=signed, backend="cpu", backends=("cpu",))
+        checks.dense("query", query)
         shape = (self._packed[0].shape[0], self.grid.shape[0], query.shape[2], self.head_dim)
-        fits = query.dtype in (*floats.FLOATS, torch.uint8) and query.device.type == "cpu"
+        fits = query.dtype in (*checks.FLOATS, torch.uint8) and query.device.type == "cpu"
         if not fits or query.shape != shape:
             raise OperatorError(
                 "query",
@@ -157,11 +156,11 @@ class IntegerCache:
                 got=f"{query.dtype} of shape {tuple(query.shape)} on {query.device}",
                 remedy="Pass the queries of the model that the cache was made for.",
             )
-        mask = floats.check_mask(attn_mask, (*shape[:3], self._length), query.device)
+        mask = checks.mask(attn_mask, (*shape[:3], self._length), query.device)
         count = functools.partial(masks.count, mask, False, shape[2], self._length, query.device)
 
         def call(scale: Scale) -> Tensor:
-            floats.refuse_tangents("inhibitor_attention_int8", query, *scale)
+            checks.no_tangents("inhibitor_attention_int8", query, *scale)
             tensors = (query, *self._packed, *self.grid.tensors, *scale, mask)
             result: Tensor = integer_operator.attend(*tensors, center, signed, self._length, self.value_dim)
             return result

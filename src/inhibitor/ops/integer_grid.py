@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inhibitor.errors import OperatorError
-from inhibitor.ops.attention import FLOATS, check_dense
+from inhibitor.ops import checks
 
 ZERO = 128  # the code of 0 in queries and keys
 LARGEST = 65535  # of e, which the kernels hold in 16 bits
@@ -266,14 +266,14 @@ def _half(bits: int) -> int:
 
 
 def _scaled(x: Tensor, step: Tensor) -> Tensor:
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+    if not isinstance(x, Tensor) or x.dtype not in checks.FLOATS:
         raise OperatorError(
             "x",
             expected="a floating-point tensor",
             got=str(getattr(x, "dtype", type(x).__name__)),
             remedy="Integers are on a grid already.",
         )
-    check_dense("x", x)
+    checks.dense("x", x)
     heads = x.shape[1]
     fits = isinstance(step, Tensor) and step.dtype == torch.float32 and step.device == x.device
     if not fits or step.shape not in ((1,), (heads,)):

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import masks
-from inhibitor.ops.attention import UNHEARD
 from inhibitor.ops.integer_grid import FARTHEST, LARGEST, GridTensors, quantize_query_key, quantize_value
 from inhibitor.ops.masks import Options
 
@@ -76,7 +75,7 @@ def scaled(total: Tensor, scale: Scale, reach: Tensor | None) -> Tensor:
     """
     factor, exponent = scale
     if reach is not None:
-        total, heard = total[..., :-1], UNHEARD + total[..., -1:].double() / reach.view(-1, 1, 1)
+        total, heard = total[..., :-1], masks.UNHEARD + total[..., -1:].double() / reach.view(-1, 1, 1)
         if exponent is not None:
             factor = factor * heard.pow(-exponent.view(-1, 1, 1))
     return total.to(torch.float32) * factor.to(torch.float32)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+UNHEARD = 0.5  # added to the number of keys that a query hears, so that where it is 0 there is a power of it
+
 
 @dataclass(frozen=True)
 class Options:
