@@ -35,7 +35,7 @@ from inhibitor import InhibitorConfig, Int8Config, convert, quantize
 from inhibitor.bench.machine import machine
 from inhibitor.bench.timing import Contestant, calls_for, in_turn, median_and_spread, pairs
 from inhibitor.errors import BenchmarkError
-from inhibitor.models.int8 import Int8Linear
+from inhibitor.models.int8_layers import Int8Linear
 from inhibitor.report import to_rich
 from inhibitor.report.look import labelled, limits, style, to_png
 from inhibitor.report.tables import MISSING, Table, number

@@ -8,7 +8,8 @@ from inhibitor import InhibitorError, Int8Config, quantize
 from inhibitor.distill import run as run_module
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.distill.run import distill
-from inhibitor.models.int8 import FakeInt8Embedding, FakeInt8Linear, Int8Embedding, Int8Linear, integer_layers
+from inhibitor.models.int8 import integer_layers
+from inhibitor.models.int8_layers import FakeInt8Embedding, FakeInt8Linear, Int8Embedding, Int8Linear
 from inhibitor.training import FiniteTrainer
 
 

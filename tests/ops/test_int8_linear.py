@@ -1,5 +1,11 @@
 """Int8 linear layers: codes by every kernel, products by oneDNN, and both in a compiled graph."""
 
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +88,28 @@ def test_the_product_is_that_of_the_codes(shape):
     found = int8_linear(given, *rest)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact(given, *rest), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86 processors")
+def test_the_product_is_exact_without_vnni():
+    """Where oneDNN's sums of two products would saturate; a newer processor is made to act like an older one."""
+    program = """
+    import torch
+    from inhibitor.ops import int8_linear as module
+
+    with torch.device("meta"):
+        assert module._saturates()
+    generator = torch.Generator().manual_seed(0)
+    for rows, features, outputs in ((1, 2, 1), (1, 33, 7), (40, 48, 24), (200, 384, 64)):
+        codes = torch.randint(0, 256, (rows, features), generator=generator, dtype=torch.uint8)
+        weight = torch.randint(-128, 128, (outputs, features), generator=generator, dtype=torch.int8)
+        codes[0], weight[0] = 255, 127
+        zero_point, scale = torch.tensor(3, dtype=torch.int32), torch.ones(outputs)
+        found = module.int8_linear(codes, zero_point, weight, scale, None)
+        assert torch.equal(found.double(), (codes.double() - 3) @ weight.double().T)
+    """
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, check=True)
 
 
 ACTIVATIONS = {

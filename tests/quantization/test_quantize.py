@@ -12,14 +12,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from inhibitor import InhibitorConfig, InhibitorError, Int8Config, convert, quantize
 from inhibitor.models.attention import inhibitor_layers
-from inhibitor.models.int8 import (
-    FakeInt8Embedding,
-    FakeInt8Linear,
-    Int8Embedding,
-    Int8Linear,
-    IntegerInhibitorAttention,
-    integer_layers,
-)
+from inhibitor.models.int8 import integer_layers
+from inhibitor.models.int8_attention import IntegerInhibitorAttention
+from inhibitor.models.int8_layers import FakeInt8Embedding, FakeInt8Linear, Int8Embedding, Int8Linear
 from tests.quantization.conftest import make_student
 
 CONFIGS = [

@@ -1,5 +1,6 @@
 """Linear layers in 8 bits: the grid of their inputs, and ``torch.ops.inhibitor.int8_linear``, the product by oneDNN."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,9 @@ def _forward(
         output_step, dtype = 1 / output_multiplier.item(), torch.uint8
     output_zero = 0 if output_zero_point is None else int(output_zero_point)
     post_op, algorithm = _POST_OPS[activation]
+    rows = codes.reshape(-1, codes.shape[-1])
     output: Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes.reshape(-1, codes.shape[-1]), 1.0, int(zero_point), kept.packed, scale, kept.offsets, bias,
+        rows.repeat(1, 2) if kept.halved else rows, 1.0, int(zero_point), kept.packed, scale, kept.offsets, bias,
         output_step, output_zero, dtype, post_op, [], algorithm,
     )  # fmt: skip
     return output.view(*codes.shape[:-1], len(weight))
@@ -90,12 +92,14 @@ class _Packed(NamedTuple):
         version: How many changes PyTorch had counted then.
         packed: The same in oneDNN's layout.
         offsets: The zero points of its rows, 0.
+        halved: Whether it lies there as two halves, side by side, whose sum it is.
     """
 
     source: Tensor
     version: int
     packed: Tensor
     offsets: Tensor
+    halved: bool
 
 
 _PACKED: Any = WeakTensorKeyDictionary()
@@ -124,7 +128,26 @@ def _pack(weight: Tensor, version: int) -> _Packed:
             remedy="Quantize with linear='float' for this machine.",
         )
     offsets = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-    return _Packed(weight.detach(), version, torch.ops.onednn.qlinear_prepack(weight, None), offsets)
+    halved = _saturates()
+    laid = torch.cat([weight >> 1, weight - (weight >> 1)], 1) if halved else weight
+    return _Packed(weight.detach(), version, torch.ops.onednn.qlinear_prepack(laid, None), offsets, halved)
+
+
+@functools.cache
+def _saturates() -> bool:
+    """Whether oneDNN's sum of two products stops at ±32,767, as it does on x86 processors without VNNI.
+
+    A weight of ±127 then loses what a code above 128 gives it; halves of it, −64 to 64, lose nothing, for twice the
+    products (oneDNN, "Nuances of int8 computations").
+    """
+    with torch.device("cpu"):
+        codes, weight = torch.full((1, 2), 255, dtype=torch.uint8), torch.full((1, 2), 127, dtype=torch.int8)
+        scale, offset = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    found: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, packed, scale, offset, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return found.item() != 2 * 255 * 127
 
 
 def _fake(

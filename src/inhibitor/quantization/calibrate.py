@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from inhibitor.models.int8 import IntegerInhibitorAttention, folded
+from inhibitor.models.int8_attention import IntegerInhibitorAttention
+from inhibitor.models.int8_layers import folded
 
 SHARES = torch.linspace(0.1, 1.0, 46)  # of the largest magnitude, beyond which the grid clips
 MIGRATIONS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # how much of the inputs' unevenness the weights take over

@@ -12,7 +12,8 @@ from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.config import Int8Config
 from inhibitor.models.convert import check_types
 from inhibitor.models.families import PREFIX
-from inhibitor.models.int8 import INT8, FakeInt8Linear, empty, freeze, integer_layers, parts
+from inhibitor.models.int8 import INT8, empty, freeze, integer_layers, parts
+from inhibitor.models.int8_layers import FakeInt8Linear
 from inhibitor.quantization.calibrate import calibrate_attention, input_grid
 from inhibitor.quantization.samples import collect
 

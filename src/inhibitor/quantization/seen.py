@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inhibitor.models.attention import Tapped, contexts
-from inhibitor.models.int8 import IntegerInhibitorAttention, integer_layers
+from inhibitor.models.int8 import integer_layers
+from inhibitor.models.int8_attention import IntegerInhibitorAttention
 from inhibitor.ops import masks
 from inhibitor.ops.integer import integer_attention
 from inhibitor.ops.integer_grid import quantize_query_key, quantize_value
