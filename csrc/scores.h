@@ -128,8 +128,9 @@ inline void pack_keys(const Problem& p, int64_t batch, int64_t key_head, const S
   }
 }
 
-// Adds the features `first` to `end` to the sums of a tile; after the last of them it makes scores of the sums.
-template <int Rows, int Vectors>
+// Adds the features `first` to `end` to the sums of a tile; after the last of them it makes scores of the sums. Fused: by
+// multiply-additions with 1, which give the same bits.
+template <bool Fused, int Rows, int Vectors>
 inline void score_tile(const float* query, int64_t head_dim, int64_t first, int64_t end, const float* half_query,
                        const float* panel, const float* half_key, float* scores, int64_t step) {
   Simd::Vector sum[Rows][Vectors];
@@ -138,12 +139,16 @@ inline void score_tile(const float* query, int64_t head_dim, int64_t first, int6
       sum[r][v] = first == 0 ? Simd::zero() : Simd::load(scores + r * step + v * Simd::width);
     }
   }
+  const auto one = Simd::set(1.0f);
   for (int64_t f = first; f < end; f++) {
     Simd::Vector key[Vectors];
     for (int v = 0; v < Vectors; v++) key[v] = Simd::load(panel + f * kPanel + v * Simd::width);
     for (int r = 0; r < Rows; r++) {
       const auto q = Simd::set(query[r * head_dim + f]);
-      for (int v = 0; v < Vectors; v++) sum[r][v] = Simd::add(sum[r][v], Simd::max(q, key[v]));
+      for (int v = 0; v < Vectors; v++) {
+        const auto larger = Simd::max(q, key[v]);
+        sum[r][v] = Fused ? Simd::fma(larger, one, sum[r][v]) : Simd::add(sum[r][v], larger);
+      }
     }
   }
   for (int r = 0; r < Rows; r++) {
@@ -167,7 +172,11 @@ inline void score_keys(int64_t keys, Arguments... arguments) {
       return;
     }
   }
-  score_tile<Rows, Vectors>(arguments...);
+  if (Simd::fuses()) {
+    score_tile<true, Rows, Vectors>(arguments...);
+  } else {
+    score_tile<false, Rows, Vectors>(arguments...);
+  }
 }
 
 // The scores of `rows` queries, packed one behind the other, against the keys that they may see.
@@ -179,21 +188,12 @@ inline void score_rows(const float* query, const float* half_query, const RowVie
     const float* panel = packed.panels + key * head_dim;
     for (int64_t first = 0; first < head_dim; first += kFeatures) {
       const int64_t end = least(first + kFeatures, head_dim);
-      for (int64_t r = 0; r < rows;) {
-        constexpr int64_t Together = Simd::score_rows;
-        const int64_t count = r + Together <= rows ? Together : 1;
-        const int64_t visible = last_visible(views + r, count) - key;
-        const auto score = [&](auto&& tile) {
-          tile(visible, query + r * head_dim, head_dim, first, end, half_query + r, panel, packed.half_sums + key,
-               scores + r * step + key, step);
-        };
-        if (visible > 0 && count == 1) {
-          score([](auto... a) { score_keys<1, Simd::score_vectors>(a...); });
-        } else if (visible > 0) {
-          score([](auto... a) { score_keys<Together, Simd::score_vectors>(a...); });
-        }
-        r += count;
-      }
+      for_groups<Simd::score_rows, 4, 1>(rows, [&](auto group, int64_t r) {
+        const int64_t visible = last_visible(views + r, group()) - key;
+        if (visible <= 0) return;
+        score_keys<group(), Simd::score_vectors>(visible, query + r * head_dim, head_dim, first, end, half_query + r,
+                                                 panel, packed.half_sums + key, scores + r * step + key, step);
+      });
     }
   }
 }

@@ -37,6 +37,7 @@ struct Simd {
   static Vector abs(Vector a) { return _mm512_abs_ps(a); }
   // a, limited to [-z, z]; z >= 0.
   static Vector clamp(Vector a, Vector z) { return _mm512_range_ps(a, z, 0x02); }
+  static constexpr bool fuses() { return false; }  // sums of maxima by multiply-additions; on Intel there is no difference
   // 1 with the sign of a.
   static Vector signed_one(Vector a) {
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN),

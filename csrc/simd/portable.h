@@ -88,6 +88,7 @@ struct Simd {
   static Vector abs(Vector a) { return max(a, sub(zero(), a)); }
   // a, limited to [-z, z]; z >= 0.
   static Vector clamp(Vector a, Vector z) { return max(min(a, z), sub(zero(), z)); }
+  static constexpr bool fuses() { return false; }  // sums of maxima by multiply-additions
   // 1 with the sign of a.
   static Vector signed_one(Vector a) { return select(greater(zero(), a), set(-1.0f), set(1.0f)); }
   // -1, 0 or 1; 0 for NaN.

@@ -229,8 +229,8 @@ CATALOGUE = [
     (
         "scores.h",
         "a tail of rows not scored",
-        "for (int64_t r = 0; r < rows;) {\n        constexpr",
-        "for (int64_t r = 0; r + 1 < rows;) {\n        constexpr",
+        "for_groups<Simd::score_rows, 4, 1>(rows,",
+        "for_groups<Simd::score_rows, 4, 1>(rows - 1,",
     ),
     (
         "scores.h",
@@ -334,10 +334,12 @@ CATALOGUE = [
     (
         "simd/avx2.h",
         "not limited below",
-        "return max(min(a, z), _mm256_xor_ps(z, _mm256_set1_ps(-0.0f)));",
-        "return min(a, z);",
+        "_mm256_min_epu32(_mm256_castps_si256(a), low)",
+        "_mm256_castps_si256(a)",
         "avx2",
     ),
+    ("simd/avx2.h", "not limited above", "_mm256_min_epi32(above, _mm256_castps_si256(z))", "above", "avx2"),
+    ("simd/avx2.h", "the upper places of a list are the lower", "<< 8 | i;", "<< 8 | (i & 3);", "avx2"),
     (
         "simd/transpose.h",
         "two rows exchanged",
