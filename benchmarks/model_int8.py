@@ -147,10 +147,12 @@ def rivals(folder: Path) -> list[Rival]:
     student = convert(softmax_model(), InhibitorConfig(delta=1.0)).eval()
     batch = {"input_ids": torch.randint(0, 30000, (8, 128), generator=torch.Generator().manual_seed(1))}
     ours = quantize(copy.deepcopy(student), Int8Config(), [batch])
+    narrow = quantize(copy.deepcopy(student), Int8Config(weights=7), [batch])
     onnx = ("onnx", "onnxscript")
     return [
         Rival(OURS, "inhibitor", partial(compiled, ours)),
         Rival("inhibitor int8", "inhibitor", lambda ids: states(ours)),
+        Rival("inhibitor int8, weights of 7 bits, compiled", "inhibitor", partial(compiled, narrow)),
         Rival("inhibitor float32", "inhibitor", lambda ids: states(student)),
         Rival("softmax float32", "softmax", lambda ids: states(model)),
         Rival("softmax bfloat16", "softmax", lambda ids: states(half)),

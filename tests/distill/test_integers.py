@@ -150,5 +150,5 @@ def test_impossible_wishes(recipe, change, message):
 
 def test_one_run_has_one_kind_of_integers(integers):
     integers["stages"].append({**integers["stages"][1], "integers": {"attention": 8}})
-    with pytest.raises(InhibitorError, match="the same attention, linear and embeddings"):
+    with pytest.raises(InhibitorError, match="the same parts and bits"):
         DistillConfig.parse(integers)

@@ -26,10 +26,11 @@ class Outliers:
             self.linear.weight[:, 5] *= 1e-3
         self.target = self.linear(self.x).detach()
 
-    def filled(self, form):
-        layer = form(self.linear.in_features, self.linear.out_features, True)
+    def filled(self, form, bits=8):
+        layer = form(self.linear.in_features, self.linear.out_features, True, bits=bits)
+        ranges = torch.stack(torch.aminmax(self.x, dim=0))
         with torch.no_grad():
-            layer.fill(self.linear, *input_grid(self.linear, self.x, torch.stack(torch.aminmax(self.x, dim=0))))
+            layer.fill(self.linear, *input_grid(self.linear, self.x, ranges, bits=bits))
         return layer
 
     def noise(self, output):
@@ -46,9 +47,11 @@ def test_the_linear_layer_keeps_small_features_beside_large_ones():
     assert case.noise(case.linear((case.x / step).round() * step)) < 15
 
 
-def test_the_linear_layer_is_what_was_trained():
+@pytest.mark.parametrize("bits", [8, 7])
+def test_the_linear_layer_is_what_was_trained(bits):
     case = Outliers()
-    fake, real = case.filled(FakeInt8Linear), case.filled(Int8Linear)
+    fake, real = case.filled(FakeInt8Linear, bits), case.filled(Int8Linear, bits)
+    assert int(real.weight_codes.int().abs().max()) == 2 ** (bits - 1) - 1
     x = case.x.view(4, 150, -1)
     with torch.no_grad():
         torch.testing.assert_close(fake(x), real(x), rtol=1e-5, atol=1e-4)

@@ -105,8 +105,10 @@ def test_the_product_is_exact_without_vnni():
         weight = torch.randint(-128, 128, (outputs, features), generator=generator, dtype=torch.int8)
         codes[0], weight[0] = 255, 127
         zero_point, scale = torch.tensor(3, dtype=torch.int32), torch.ones(outputs)
-        found = module.int8_linear(codes, zero_point, weight, scale, None)
-        assert torch.equal(found.double(), (codes.double() - 3) @ weight.double().T)
+        for halved, given in ((True, weight), (False, weight.clamp(-64, 64))):
+            assert module._pack(given, 0).halved == halved
+            found = module.int8_linear(codes, zero_point, given, scale, None)
+            assert torch.equal(found.double(), (codes.double() - 3) @ given.double().T)
     """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, check=True)

@@ -21,6 +21,7 @@ CONFIGS = [
     Int8Config(),
     Int8Config(linear="float", embeddings="float"),
     Int8Config(attention=6, linear="fake", embeddings="fake"),
+    Int8Config(weights=7),
 ]
 
 
@@ -34,7 +35,8 @@ def logits(model, batch):
 
 # What is heard is counted in steps of the value, and τ has but 22 of them here.
 @pytest.mark.parametrize(
-    ("config", "attention", "least"), [(CONFIGS[0], {}, 15), (CONFIGS[1], PLAIN, 30), (CONFIGS[1], {}, 25)]
+    ("config", "attention", "least"),
+    [(CONFIGS[0], {}, 15), (CONFIGS[3], {}, 12), (CONFIGS[1], PLAIN, 30), (CONFIGS[1], {}, 25)],
 )
 def test_a_quantized_model_is_near_the_float_one(tiny_bert, batches, config, attention, least):
     student = make_student(tiny_bert, **attention)
@@ -234,6 +236,7 @@ def test_models_that_cannot_be_quantized(student, batches, spoil, message):
     [
         (Int8Config(), Int8Config(), "int8 layers already|with int8 layers"),
         (CONFIGS[1], Int8Config(attention=4), "trained with 8"),
+        (Int8Config(linear="fake", weights=7, embeddings="float"), Int8Config(), "8 bits, got some trained with 7"),
         (CONFIGS[2], Int8Config(attention=6, linear="float"), "linear='int8', got linear='float', for weights that"),
         (
             CONFIGS[2],

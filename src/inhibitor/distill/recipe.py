@@ -38,13 +38,15 @@ class IntegersConfig(Config):
 
     Args:
         attention: Bits of query, key, value and inhibition.
-        linear: Whether the linear layers round their inputs and weights to 8 bits too.
+        linear: Whether the linear layers round their inputs to 8 bits too, and their weights.
+        weights: Bits of those weights, 8 or 7.
         embeddings: Whether embedding tables are rounded to 8 bits too.
         sequences: Blocks of text, or rows of the task, that the first steps are found on.
     """
 
     attention: Literal[8, 6, 4] = 8
     linear: bool = True
+    weights: Literal[8, 7] = 8
     embeddings: bool = True
     sequences: int = Field(default=256, gt=0)
 
@@ -312,7 +314,7 @@ class DistillConfig(Config):
         if len({tuple(kind.values()) for kind in kinds}) > 1:
             raise ConfigError(
                 "integers",
-                expected="the same attention, linear and embeddings in every stage",
+                expected="the same parts and bits in every stage",
                 got="stages that differ",
                 remedy="A student on integers stays on them: make two recipes.",
             )

@@ -129,6 +129,7 @@ class _Distillation:
             config = Int8Config(
                 attention=integers.attention,
                 linear="fake" if integers.linear else "float",
+                weights=integers.weights,
                 embeddings="fake" if integers.embeddings else "float",
             )
             rows = self.material.rows(index, stage)

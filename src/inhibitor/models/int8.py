@@ -86,7 +86,9 @@ def empty(part: Part, config: Int8Config) -> nn.Module:
                     return FakeInt8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx)
                 return Int8Embedding(module.num_embeddings, module.embedding_dim)
         sizes = module.in_features, module.out_features, module.bias is not None
-        return FakeInt8Linear(*sizes) if config.linear == "fake" else Int8Linear(*sizes, part.activation)
+        if config.linear == "fake":
+            return FakeInt8Linear(*sizes, config.weights)
+        return Int8Linear(*sizes, part.activation, config.weights)
 
 
 def attach_int8(model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ class Int8Linear(nn.Module):
         out_features: Of the output.
         bias: Whether one is added.
         activation: What the output goes through, by its name in ``ACTIVATIONS`` of ``inhibitor.models.int8``.
+        bits: Of the weights.
     """
 
     multiplier: Tensor
@@ -29,9 +30,11 @@ class Int8Linear(nn.Module):
     output_multiplier: Tensor | None
     output_zero_point: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, activation: str | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, activation: str | None = None, bits: int = 8
+    ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.bits = activation, bits
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("multiplier", torch.ones(in_features))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
@@ -44,7 +47,7 @@ class Int8Linear(nn.Module):
     @torch.no_grad()
     def fill(self, linear: nn.Linear, multiplier: Tensor, zero_point: Tensor) -> None:
         """Take over a float layer's weights, for inputs on a grid."""
-        weight, scale = folded(linear.weight, multiplier)
+        weight, scale = folded(linear.weight, multiplier, self.bits)
         for mine, given in (("multiplier", multiplier), ("zero_point", zero_point), ("scale", scale)):
             getattr(self, mine).copy_(given)
         self.weight_codes.copy_(weight.round())
@@ -107,13 +110,15 @@ class FakeInt8Linear(nn.Linear):
         in_features: Of the input.
         out_features: Of the output.
         bias: Whether one is added.
+        bits: Of the weights.
     """
 
     multiplier: Tensor
     zero_point: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool, bits: int = 8) -> None:
         super().__init__(in_features, out_features, bias)
+        self.bits = bits
         self.register_buffer("multiplier", torch.ones(in_features))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
@@ -125,13 +130,13 @@ class FakeInt8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, out_features), for x of shape (…, in_features)."""
         codes = straight_through((x * self.multiplier).clamp(-self.zero_point, 255 - self.zero_point))
-        weight, scale = folded(self.weight, self.multiplier)
+        weight, scale = folded(self.weight, self.multiplier, self.bits)
         return nn.functional.linear(codes, straight_through(weight) * scale.unsqueeze(1), self.bias)
 
 
-def folded(weight: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight for inputs times ``multiplier``, in steps of a scale for each output, which brings it to ±127."""
-    steps, scale = in_steps(weight / multiplier)
+def folded(weight: Tensor, multiplier: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """A weight for inputs times ``multiplier``, in steps of a scale for each output that brings it to so many bits."""
+    steps, scale = in_steps(weight / multiplier, bits)
     return steps, scale.squeeze(1)
 
 
@@ -187,7 +192,9 @@ class FakeInt8Embedding(nn.Embedding):
         return straight_through(rows) * scale
 
 
-def in_steps(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (…, features) in steps of a scale for each, (…, 1), which brings them to ±127."""
-    scale = (rows.detach().abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+def in_steps(rows: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Rows (…, features) in steps of a scale for each, (…, 1), which brings them to ±127, or ±63 with 7 bits."""
+    scale = (rows.detach().abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
     return rows / scale, scale

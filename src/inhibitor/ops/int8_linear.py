@@ -128,7 +128,7 @@ def _pack(weight: Tensor, version: int) -> _Packed:
             remedy="Quantize with linear='float' for this machine.",
         )
     offsets = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-    halved = _saturates()
+    halved = bool(((weight < -64) | (weight > 64)).any()) and _saturates()
     laid = torch.cat([weight >> 1, weight - (weight >> 1)], 1) if halved else weight
     return _Packed(weight.detach(), version, torch.ops.onednn.qlinear_prepack(laid, None), offsets, halved)
 
@@ -137,8 +137,8 @@ def _pack(weight: Tensor, version: int) -> _Packed:
 def _saturates() -> bool:
     """Whether oneDNN's sum of two products stops at ±32,767, as it does on x86 processors without VNNI.
 
-    A weight of ±127 then loses what a code above 128 gives it; halves of it, −64 to 64, lose nothing, for twice the
-    products (oneDNN, "Nuances of int8 computations").
+    A weight of ±127 then loses what a code above 128 gives it; weights of −64 to 64 lose nothing, and larger ones can
+    be halved, for twice the products (oneDNN, "Nuances of int8 computations").
     """
     with torch.device("cpu"):
         codes, weight = torch.full((1, 2), 255, dtype=torch.uint8), torch.full((1, 2), 127, dtype=torch.int8)

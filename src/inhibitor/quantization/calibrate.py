@@ -57,7 +57,9 @@ def _error(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 
 
 @torch.no_grad()
-def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False) -> tuple[Tensor, Tensor]:
+def input_grid(
+    linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False, bits: int = 8
+) -> tuple[Tensor, Tensor]:
     """Choose the multipliers of a layer's features and their zero point.
 
     A feature's multiplier divides what is uneven among features out of the inputs, to a power of its own, and
@@ -70,6 +72,7 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False)
         x: Inputs of it, (tokens, in_features).
         ranges: The least and the largest number of each feature, (2, in_features).
         even: Whether all features get the same multiplier.
+        bits: Of the weights.
 
     Returns:
         (in_features,) in float32, and an int32.
@@ -87,7 +90,7 @@ def input_grid(linear: nn.Linear, x: Tensor, ranges: Tensor, even: bool = False)
         zero_point = min(max(round(-low / step), 0), 255)
         multiplier = 1 / (smoothing * step)
         codes = (x * multiplier).round().clamp(-zero_point, 255 - zero_point)
-        weight, scale = folded(linear.weight, multiplier)
+        weight, scale = folded(linear.weight, multiplier, bits)
         output = nn.functional.linear(codes, weight.round()) * scale
         error = ((output - target).square().sum(1) / sizes).sum().item()
         tried.append((error, multiplier, zero_point))

@@ -71,7 +71,8 @@ def quantize(
             if isinstance(part.module, FakeInt8Linear):
                 grid = part.module.multiplier, part.module.zero_point
             else:
-                grid = input_grid(part.module, samples.inputs[part.path], samples.ranges[part.path], even)
+                seen = samples.inputs[part.path], samples.ranges[part.path]
+                grid = input_grid(part.module, *seen, even, config.weights)
             made.fill(part.module, *grid)
             if even and config.linear == INT8:
                 model.get_submodule(readers[part.path]).feed(made)
@@ -105,6 +106,9 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     elif before is not None and before["attention"] != config.attention:
         expected, got = f"attention of {config.attention} bits", f"one trained with {before['attention']}"
         remedy = f"Set attention={before['attention']}, or begin with the float model."
+    elif before is not None and before["linear"] == "fake" and before.get("weights", 8) != config.weights:
+        expected, got = f"weights of {config.weights} bits", f"some trained with {before.get('weights', 8)}"
+        remedy = f"Set weights={before.get('weights', 8)}, or begin with the float model."
     elif trained:
         expected, got = f"{trained[0]}='int8'", f"{trained[0]}='float', for weights that were trained to be rounded"
         remedy = f"Set {trained[0]}='int8', or begin with the float model."

@@ -171,7 +171,9 @@ def _name(metrics: Quantize) -> str:
 
 def _parts(metrics: Quantize) -> str:
     others = {"linear": metrics.int8.linear, "embeddings": metrics.int8.embeddings}
-    named = (f"{name} {form}" for name, form in others.items() if form != "int8")
+    named = [f"{name} {form}" for name, form in others.items() if form != "int8"]
+    if metrics.int8.weights != 8 and metrics.int8.linear != "float":
+        named.append(f"weights of {metrics.int8.weights} bits")
     return ", ".join([str(metrics.int8.attention), *named])
 
 

@@ -257,10 +257,11 @@ class Finetune(_Model):
 
 
 class Int8(_Record):
-    """What became integers: bits of attention, and the form of the other parts, "int8" or "float"."""
+    """What became integers: bits of attention and of weights, and the form of the parts, "int8" or "float"."""
 
     attention: int
     linear: str
+    weights: int = 8
     embeddings: str
 
 
