@@ -49,7 +49,7 @@ class Int8Config(Config):
             inputs with a fixed step for each feature. The pooler and the head stay as they are. ``"fake"`` is the
             form for training: the same numbers in float32, rounded on the way.
         weights: Bits of those layers' weights. With 7 a sum of two products fits the 16 bits that x86 processors
-            without VNNI have for it: there such a layer runs nearly twice as fast. It gives the same everywhere.
+            without VNNI have for it, where a layer is faster then. It gives the same everywhere.
         embeddings: Whether embedding tables are kept in int8, with a scale for each row; ``"fake"`` as above.
     """
 

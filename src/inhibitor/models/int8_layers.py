@@ -141,7 +141,7 @@ def folded(weight: Tensor, multiplier: Tensor, bits: int) -> tuple[Tensor, Tenso
 
 
 def straight_through(x: Tensor) -> Tensor:
-    """X rounded, and gradients passed as if it were not."""
+    """The rounded numbers, and gradients passed as if they were not rounded."""
     return x + (x.round() - x).detach()
 
 

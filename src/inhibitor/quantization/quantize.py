@@ -97,6 +97,7 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     before = getattr(model.config, INT8, None)
     rounded = [part for part in ("linear", "embeddings") if before is not None and before[part] == "fake"]
     trained = [part for part in rounded if getattr(config, part) == "float"]
+    weights = (before or {}).get("weights", 8)
     shared = model.get_output_embeddings() is not None and model.config.tie_word_embeddings
     if not str(model.config.model_type).startswith(PREFIX):
         expected, got = "a model with inhibitor attention", f"model_type {model.config.model_type!r}"
@@ -106,9 +107,9 @@ def check(model: PreTrainedModel, config: Int8Config) -> None:
     elif before is not None and before["attention"] != config.attention:
         expected, got = f"attention of {config.attention} bits", f"one trained with {before['attention']}"
         remedy = f"Set attention={before['attention']}, or begin with the float model."
-    elif before is not None and before["linear"] == "fake" and before.get("weights", 8) != config.weights:
-        expected, got = f"weights of {config.weights} bits", f"some trained with {before.get('weights', 8)}"
-        remedy = f"Set weights={before.get('weights', 8)}, or begin with the float model."
+    elif "linear" in rounded and weights != config.weights:
+        expected, got = f"weights of {config.weights} bits", f"some trained with {weights}"
+        remedy = f"Set weights={weights}, or begin with the float model."
     elif trained:
         expected, got = f"{trained[0]}='int8'", f"{trained[0]}='float', for weights that were trained to be rounded"
         remedy = f"Set {trained[0]}='int8', or begin with the float model."
