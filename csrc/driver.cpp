@@ -40,10 +40,13 @@ char* head_of(const Strided& tensor, int64_t element, int64_t batch, int64_t hea
 constexpr int64_t kFew = 4;
 // Keys of a part: fixed, so that sums do not depend on the number of threads.
 constexpr int64_t kChunk = 512;
+// Scores that are held at once, 16 MiB of them, if they are not those of one key head.
+constexpr int64_t kScores = int64_t{1} << 22;
 
-int32_t decode(const Problem& p, int64_t threads) {
+// The key heads of all batches from `first` on, `heads` of them.
+int32_t decode_heads(const Problem& p, int64_t first, int64_t heads, int64_t threads) {
   const Kernels& kernels = *chosen.load();
-  const int64_t rows = p.heads / p.key_heads * p.queries, heads = p.batch * p.key_heads;
+  const int64_t rows = p.heads / p.key_heads * p.queries;
   const int64_t chunks = divide(p.keys, kChunk), parts = heads * chunks, step = kernels.output_step(p);
   const int64_t features = p.value_dim + (p.reach ? 1 : 0);
   const std::unique_ptr<float[]> scores(new (std::nothrow) float[heads * rows * p.keys]);
@@ -54,7 +57,7 @@ int32_t decode(const Problem& p, int64_t threads) {
   if (!scores || !outputs || !means || !sums || !counts) return 1;
 
   const auto key_part = [&](int64_t item) {
-    const int64_t head = item / chunks, begin = item % chunks * kChunk;
+    const int64_t head = first + item / chunks, begin = item % chunks * kChunk;
     const int64_t end = begin + kChunk < p.keys ? begin + kChunk : p.keys;
     return KeyPart{head / p.key_heads, head % p.key_heads, begin, end};
   };
@@ -82,7 +85,7 @@ int32_t decode(const Problem& p, int64_t threads) {
   });
   if (!added) return 1;
   for (int64_t row = 0; row < heads * rows; row++) {
-    const int64_t head = row / p.queries, query = row % p.queries;  // rows of a key head are its heads' queries
+    const int64_t head = first * rows / p.queries + row / p.queries, query = row % p.queries;  // rows of a key head are its heads' queries
     char* place = head_of(p.output, 4, head / p.heads, head % p.heads) + query * p.output.stride[2] * 4;
     float* target = reinterpret_cast<float*>(place);
     for (int64_t f = 0; f < features; f++) target[f] = 0.0f;
@@ -91,6 +94,16 @@ int32_t decode(const Problem& p, int64_t threads) {
       for (int64_t f = 0; f < p.value_dim; f++) target[f] += part[f];
       if (p.reach) target[p.value_dim] += part[step - 1];
     }
+  }
+  return 0;
+}
+
+int32_t decode(const Problem& p, int64_t threads) {
+  const int64_t heads = p.batch * p.key_heads, scores = p.heads / p.key_heads * p.queries * p.keys;
+  const int64_t together = scores > 0 && scores < kScores ? kScores / scores : 1;
+  for (int64_t first = 0; first < heads; first += together) {
+    const int32_t fault = decode_heads(p, first, first + together < heads ? together : heads - first, threads);
+    if (fault) return fault;
   }
   return 0;
 }

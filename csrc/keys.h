@@ -37,11 +37,12 @@ inline Selection select_keys(const Problem& p, int64_t batch, int64_t head, int6
   std::memset(all, 1, static_cast<size_t>(keys));
   for (int64_t i = 0; i < rows; i++) {
     const uint8_t* visible = mask_row(p, batch, head, i);
+    const int64_t limit = p.is_causal && rows > 1 ? least(keys, i + 1) : keys;  // no mask shows what that rule hides
     if (step == 1) {
-      for (int64_t j = 0; j < keys; j++) any[j] |= visible[j];
-      for (int64_t j = 0; j < keys; j++) all[j] &= visible[j];
+      for (int64_t j = 0; j < limit; j++) any[j] |= visible[j];
+      for (int64_t j = 0; j < limit; j++) all[j] &= visible[j];
     } else {
-      for (int64_t j = 0; j < keys; j++) {
+      for (int64_t j = 0; j < limit; j++) {
         any[j] |= visible[j * step];
         all[j] &= visible[j * step];
       }

@@ -22,6 +22,7 @@ def randn(*shape: int) -> torch.Tensor:
 
 Q = randn(2, 4, 3, 8)
 K = randn(2, 4, 5, 8)
+NESTED = torch.nested.nested_tensor(list(K), layout=torch.jagged)
 
 # name, arguments that differ from a good call, the argument that the error names, what it says was expected, what came
 BAD_CALLS = [
@@ -29,6 +30,7 @@ BAD_CALLS = [
     ("key None", {"key": None}, "key", "a tensor", "NoneType"),
     ("query of rank 3", {"query": Q[0]}, "query", "4 dimensions", "(4, 3, 8)"),
     ("value of rank 5", {"value": K[None]}, "value", "4 dimensions", "(1, 2, 4, 5, 8)"),
+    ("nested key", {"key": NESTED}, "key", "a dense tensor", "a nested one"),
     ("sparse key", {"key": K.to_sparse()}, "key", "a dense tensor", "torch.sparse_coo"),
     ("integers", {"query": Q.long(), "key": K.long(), "value": K.long()}, "query", "float64, float32", "torch.int64"),
     ("complex value", {"value": K.to(torch.complex64)}, "value", "float64, float32", "torch.complex64"),
@@ -109,12 +111,14 @@ def test_a_bad_call_is_refused_by_name(changed, subject, expected, got):
     ("changed", "remedy"),
     [
         ({"attn_mask": torch.zeros(3, 5)}, "additive_mask == 0"),
+        ({"attn_mask": torch.ones(3, 5).long()}, "mask.bool()"),
+        ({"key": NESTED}, "to_padded_tensor"),
         ({"attn_mask": torch.ones(2, 5) > 0}, "mask[:, None, None, :]"),
         ({"key": K[:, :2], "value": K[:, :2]}, "enable_gqa=True"),
         ({"backend": "opencl"}, "Known: auto, cpu, triton, torch, reference."),
         ({"backend": "torhc"}, "Did you mean 'torch'?"),
     ],
-    ids=["additive mask", "padding mask", "grouped heads", "far name", "near name"],
+    ids=["additive mask", "tokenizer's mask", "nested key", "padding mask", "grouped heads", "far name", "near name"],
 )
 def test_the_remedy_is_what_to_write(changed, remedy):
     with pytest.raises(OperatorError, match=re.escape(remedy)):

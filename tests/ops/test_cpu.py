@@ -403,6 +403,30 @@ def test_memory_at_16384_tokens_is_some_copies_of_the_inputs(backward, threads):
     assert growth * MIB <= bound
 
 
+def test_memory_of_few_queries_does_not_grow_with_the_heads_that_share_a_key():
+    """Their scores at once would be 128 MiB, and keys and values are 32."""
+    growth = resident_growth(
+        """
+        q, k, v = torch.randn(4, 32, 4, 16), torch.randn(4, 1, 65536, 16), torch.randn(4, 1, 65536, 16)
+        def call(n): inhibitor_attention(q, k[:, :, :n], v[:, :, :n], backend="cpu")
+        call(64)
+        def run(): call(65536)
+        """
+    )
+    assert growth < 64
+
+
+def test_few_queries_of_heads_in_groups_are_those_of_each_alone():
+    """So many keys that the scores of two key heads at a time are held, of nine."""
+    query, key, value = randn(3, 24, 4, 4), randn(3, 3, 65536, 4), randn(3, 3, 65536, 3)
+    options = {"delta": 0.5, "reach": 1.0, "length_exponent": 1.0, "enable_gqa": True, "backend": "cpu"}
+    found = inhibitor_attention(query, key, value, **options)
+    for batch, head in itertools.product(range(3), range(3)):
+        alone = slice(batch, batch + 1), slice(8 * head, 8 * head + 8)
+        shared = slice(batch, batch + 1), slice(head, head + 1)
+        assert torch.equal(found[alone], inhibitor_attention(query[alone], key[shared], value[shared], **options))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="what cannot be had is another size there")
 def test_memory_that_cannot_be_had_is_an_error_and_not_the_end():
     """2^46 keys of stride 0."""

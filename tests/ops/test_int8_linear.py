@@ -9,12 +9,14 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from inhibitor.errors import OperatorError
+from inhibitor.errors import ModelError, OperatorError
 from inhibitor.ops import int8_linear as module
 from inhibitor.ops import integer_cpu
-from inhibitor.ops.int8_linear import codes, int8_linear
+from inhibitor.ops.int8_linear import codes, int8_codes, int8_linear
 
 
 @pytest.fixture(params=[*integer_cpu.instruction_sets(), "PyTorch"])
@@ -72,6 +74,31 @@ def test_a_compiler_makes_the_same_codes():
     assert torch.equal(compiled(x), codes(x.relu(), multiplier, zero_point))
 
 
+def test_codes_are_traced_as_an_operator(path):
+    """What is traced with one input is the function of every other."""
+    multiplier, zero_point = layer()[:2]
+    first, second = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(1))
+    traced = make_fx(lambda x: codes(x, multiplier, zero_point))(first)
+    assert torch.equal(traced(second), codes(second, multiplier, zero_point))
+    assert codes(first.to("meta"), multiplier.to("meta"), zero_point).shape == (3, 48)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert codes(torch.randn(2, 48), multiplier, zero_point).shape == (2, 48)
+    torch.library.opcheck(int8_codes, (first, multiplier, zero_point))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x, m, z: (x, m.half(), z), r"multiplier: expected torch\.float32 .* got torch\.float16"),
+        (lambda x, m, z: (x[..., :4], m, z), r"an int8 linear layer: expected 48 features, got shape \(3, 4\)"),
+    ],
+    ids=["half precision", "features"],
+)
+def test_codes_are_refused_what_they_would_misread(path, change, match):
+    with pytest.raises(ModelError, match=match):
+        codes(*change(torch.randn(3, 48), *layer()[:2]))
+
+
 def some_codes(*shape):
     """Codes of any value."""
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
@@ -97,8 +124,10 @@ def test_the_product_is_exact_without_vnni():
     import torch
     from inhibitor.ops import int8_linear as module
 
+    torch.set_default_dtype(torch.float64)
     with torch.device("meta"):
         assert module._saturates()
+    torch.set_default_dtype(torch.float32)
     generator = torch.Generator().manual_seed(0)
     for rows, features, outputs in ((1, 2, 1), (1, 33, 7), (40, 48, 24), (200, 384, 64)):
         codes = torch.randint(0, 256, (rows, features), generator=generator, dtype=torch.uint8)
@@ -208,6 +237,20 @@ def test_new_grids_are_followed():
     assert torch.equal(int8_linear(*arguments).double(), before + 10)
     multiplier.fill_(0.25)
     torch.testing.assert_close(int8_linear(*arguments).double(), 110 + (before - 100) / 2, rtol=0, atol=0.8)
+
+
+def test_a_weight_of_inference_mode_is_packed_once_and_again_when_it_changes(monkeypatch):
+    packed, pack = [], module._pack
+    monkeypatch.setattr(module, "_pack", lambda *arguments: packed.append(arguments) or pack(*arguments))
+    given, (_, *rest) = some_codes(4, 48), layer()
+    with torch.inference_mode():
+        rest[1] = rest[1].clone()
+        for times in (1, 2):
+            for _ in range(3):
+                found = int8_linear(given, *rest)
+            torch.testing.assert_close(found.double(), exact(given, *rest), rtol=1e-6, atol=1e-3)
+            assert len(packed) == times
+            rest[1].neg_()
 
 
 def test_the_weight_is_packed_once_and_again_when_it_changes(monkeypatch):

@@ -238,6 +238,19 @@ def test_numbers_go_where_the_tensors_are():
     assert {tensor.device.type for tensor in grid.tensors if tensor is not None} == {"cpu"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_are_float64_whatever_the_default_dtype(dtype):
+    numbers = {"query_key_step": 0.02, "value_step": 0.0123, "gamma": 1.1, "delta": 0.37, "reach": 1.7}
+    tensors = {name: torch.tensor([number], dtype=torch.float64) for name, number in numbers.items()}
+    expected = IntegerGrid.of(**tensors, scale=0.125)
+    torch.set_default_dtype(dtype)
+    try:
+        found = IntegerGrid.of(**numbers, scale=0.125)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found.tensors, expected.tensors, strict=True))
+
+
 def test_grids_are_told_apart_by_what_they_are():
     one, other = (IntegerGrid.of(0.5, 0.5, torch.ones(3), 0.0, scale=1.0) for _ in range(2))
     assert one == one

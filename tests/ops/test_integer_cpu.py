@@ -198,6 +198,17 @@ def test_what_no_query_sees_may_be_anything(integer_set):
     assert torch.equal(results[0], results[2])
 
 
+def test_what_the_causal_rule_hides_may_be_anything_where_the_mask_shows_it(integer_set):
+    case = Case(2, 4, 2, 9, 9, 16, 8, reach=True)
+    query, key, value = floats_of(case)
+    allowed = torch.ones(9, 9, dtype=torch.bool)
+    allowed[5:, 5] = False  # only queries before the sixth, from which the rule keeps it
+    options: dict[str, Any] = {"attn_mask": allowed, "is_causal": True, "enable_gqa": True}
+    expected = integer_attention(query, key, value, grid_of(case), **options, backend="reference")
+    key[:, :, 5] = value[:, :, 5] = NAN
+    assert torch.equal(integer_attention(query, key, value, grid_of(case), **options, backend="cpu"), expected)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("number", range(3), ids=["query", "key", "value"])
 @pytest.mark.parametrize("place", [0, -1])
@@ -313,6 +324,15 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
     ):
         with pytest.raises(OperatorError, match=match):
             IntegerCache(*sizes, grid)
+    for sizes, match in (
+        ((1, 4, 8.0, 8), "head_dim: expected 1 to 256, got 8.0"),
+        ((-1, 4, 8, 8), "batch: expected 0 or more, got -1"),
+        ((1, "4", 8, 8), "key_heads: expected a number that divides the grid's 4 heads, got '4'"),
+    ):
+        with pytest.raises(OperatorError, match=match):
+            IntegerCache(*sizes, grid)
+    with pytest.raises(OperatorError, match="grid: expected an IntegerGrid, got dict"):
+        IntegerCache(1, 4, 8, 8, {"steps": 1})
     cache = IntegerCache(1, 4, 8, 8, grid)
     good = randn(1, 4, 5, 8)
     cache.append(good, good)

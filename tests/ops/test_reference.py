@@ -155,6 +155,23 @@ def test_half_precision_is_accumulated_in_float32_and_rounded_once(dtype):
             torch.testing.assert_close(found, wide[name].to(found.dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_parameters_in_half_precision_are_not_rounded_once_more(dtype):
+    """γ times the scale: head_dim is no power of four, so that the product has more digits than γ."""
+    given, _ = arguments(Case(2, 4, 2, 5, 7, 32, 8, mask="bk", parameters="per head"), torch.float32)
+    half = {name: given.tensors[name].to(dtype) for name in ("gamma", "delta")}
+    narrow, wide = (
+        Arguments(given.tensors | parameters, given.options)
+        for parameters in (half, {name: tensor.float() for name, tensor in half.items()})
+    )
+    assert torch.equal(narrow("reference"), wide("reference"))
+    shown, expected = (
+        reference.inhibition(given.tensors["query"], given.tensors["key"], *parameters, None, False, True, 32**-0.5)
+        for parameters in (half.values(), [tensor.float() for tensor in half.values()])
+    )
+    assert torch.equal(shown, expected)
+
+
 def test_half_precision_distances_do_not_overflow():
     far = torch.full((1, 1, 2, 256), 300.0, dtype=torch.float16)
     value = torch.ones(1, 1, 2, 4, dtype=torch.float16)

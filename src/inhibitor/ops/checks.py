@@ -34,6 +34,9 @@ def dense(name: str, tensor: object) -> None:
     """Refuse what is not a dense tensor of four dimensions."""
     if not isinstance(tensor, Tensor):
         raise OperatorError(name, expected="a tensor", got=type(tensor).__name__, remedy="Pass a torch.Tensor.")
+    if tensor.is_nested:
+        remedy = "Pad it with torch.nested.to_padded_tensor, and hide the padding with attn_mask."
+        raise OperatorError(name, expected="a dense tensor", got="a nested one", remedy=remedy)
     if tensor.dim() != 4:
         raise OperatorError(
             name,
@@ -153,11 +156,14 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, int, int, int], device: tor
     if attn_mask is None:
         return None
     if not isinstance(attn_mask, Tensor) or attn_mask.dtype != torch.bool:
+        additive = isinstance(attn_mask, Tensor) and attn_mask.is_floating_point()
         raise OperatorError(
             "attn_mask",
             expected="a boolean tensor, True = may attend",
             got=str(getattr(attn_mask, "dtype", type(attn_mask).__name__)),
-            remedy="An additive mask means nothing to a distance: pass `additive_mask == 0` instead.",
+            remedy="An additive mask means nothing to a distance: pass `additive_mask == 0` instead."
+            if additive
+            else "A tokenizer's mask, 1 = may attend, becomes `mask.bool()`.",
         )
     if attn_mask.device != device:
         raise OperatorError(

@@ -262,14 +262,19 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def check_grid(grid: IntegerGrid, query: Tensor) -> None:
-    """Refuse a grid of other heads or on another device."""
-    heads = query.shape[1]
+def heads_of(grid: IntegerGrid) -> int:
+    """How many heads a grid is of; what is no grid is refused."""
     if not isinstance(grid, IntegerGrid):
         raise OperatorError(
             "grid", expected="an IntegerGrid", got=type(grid).__name__, remedy="Make it with IntegerGrid.of."
         )
-    if grid.shape != (heads,):
+    return grid.shape[0]
+
+
+def check_grid(grid: IntegerGrid, query: Tensor) -> None:
+    """Refuse a grid of other heads or on another device."""
+    heads = query.shape[1]
+    if heads_of(grid) != heads:
         raise OperatorError(
             "grid",
             expected=f"query's {heads} heads",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inhibitor.errors import OperatorError
 from inhibitor.ops import checks, integer_operator, masks
-from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, rescaled
+from inhibitor.ops.integer import LARGEST_DIM, MOST_KEYS, check_backend, check_grid, heads_of, rescaled
 from inhibitor.ops.integer_grid import IntegerGrid, check_groups
 from inhibitor.ops.integer_reference import Scale
 
@@ -39,12 +39,14 @@ class IntegerCache:
     def __init__(self, batch: int, key_heads: int, head_dim: int, value_dim: int, grid: IntegerGrid) -> None:
         check_backend("cpu", torch.device("cpu"))
         for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
-            if not 1 <= size <= LARGEST_DIM:
+            if not isinstance(size, int) or not 1 <= size <= LARGEST_DIM:
                 raise OperatorError(
                     name, expected=f"1 to {LARGEST_DIM}", got=repr(size), remedy="Check the head split."
                 )
-        heads = grid.shape[0]
-        if key_heads < 1 or heads % key_heads:
+        if not isinstance(batch, int) or batch < 0:
+            raise OperatorError("batch", expected="0 or more", got=repr(batch), remedy="Give the rows of the batch.")
+        heads = heads_of(grid)
+        if not isinstance(key_heads, int) or key_heads < 1 or heads % key_heads:
             raise OperatorError(
                 "key_heads",
                 expected=f"a number that divides the grid's {heads} heads",

@@ -194,7 +194,9 @@ def _vector(name: str, number: float | Tensor, first: tuple[str, Tensor] | None)
         raise OperatorError(name, expected="a number or a tensor", got=repr(number), remedy="Convert it with float().")
     if first is not None and isinstance(number, Tensor):
         check_device(name, number, *first)
-    vector = torch.as_tensor(number, device=None if first is None else first[1].device).detach().double().reshape(-1)
+    if not isinstance(number, Tensor):
+        number = torch.tensor(number, dtype=torch.float64, device=None if first is None else first[1].device)
+    vector = number.detach().double().reshape(-1)
     least = 0.0 if name in ("gamma", "reach") else torch.finfo(torch.float32).tiny
     if not vector.numel() or not bool(vector.isfinite().all()) or (name != "delta" and bool((vector <= least).any())):
         raise OperatorError(

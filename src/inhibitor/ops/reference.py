@@ -32,7 +32,7 @@ def attention(
         value = torch.cat([value, reach.to(dtype).view(-1, 1, 1).expand(*value.shape[:3], 1)], -1)
     queries, keys = query.shape[2], key.shape[2]
     allowed = masks.dense(attn_mask, is_causal, queries, keys, query.device)
-    gamma, delta = gamma.view(-1, 1, 1), delta.view(-1, 1, 1)
+    gamma, delta = (_wide(parameter, dtype).view(-1, 1, 1) for parameter in (gamma, delta))
 
     # What a query may not see is set to zero before it is used, so that not even a NaN passes.
     difference = (query.unsqueeze(-2) - key.unsqueeze(-3)).masked_fill(~allowed.unsqueeze(-1), 0)
@@ -64,7 +64,13 @@ def inhibition(
     groups = query.shape[1] // max(key.shape[1], 1)
     distance = torch.cdist(query.float(), key.repeat_interleave(groups, dim=1).float(), p=1.0)
     allowed = masks.dense(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
-    score = gamma.view(-1, 1, 1) * scale * distance.masked_fill(~allowed, 0)
+    gamma, delta = (_wide(parameter, distance.dtype).view(-1, 1, 1) for parameter in (gamma, delta))
+    score = gamma * scale * distance.masked_fill(~allowed, 0)
     if center:
         score = score - score.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
-    return relu(score + delta.view(-1, 1, 1)).masked_fill(~allowed, torch.inf)
+    return relu(score + delta).masked_fill(~allowed, torch.inf)
+
+
+def _wide(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter in no less than that dtype, so that γ times the scale is not rounded as γ is."""
+    return parameter.to(torch.promote_types(parameter.dtype, dtype))

@@ -81,9 +81,7 @@ class Call:
         else:
             blocks = self.batch * self.heads * -(-self.queries // rows)
         programs = min(blocks, self.device.cores * self.configuration.programs)
-        size = scratch(
-            name.removeprefix("integer_"), self.configuration, self.widths["HEAD_WIDTH"], self.widths["VALUE_WIDTH"]
-        )
+        size = scratch(name, self.configuration, self.widths["HEAD_WIDTH"], self.widths["VALUE_WIDTH"])
         memory = torch.empty(programs * size, dtype=torch.float32, device=self.query.device)
         numbers = (self.heads, self.heads // self.key_heads, self.queries, self.length, blocks)
         constants = {name: value for name, value in self.constants.items() if name in kernel.arg_names} | {"SIZE": size}
