@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from inhibitor.errors import ConfigError, InhibitorError, suggestion
@@ -26,6 +26,9 @@ UserPath = Annotated[Path, AfterValidator(user_path)]
 
 ModelName = Annotated[str, AfterValidator(os.path.expanduser)]
 """A hub id, or the path of a folder, which may begin with ``~``."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator of random numbers takes, NumPy's too."""
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+")
 

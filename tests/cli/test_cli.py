@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import inhibitor
 from inhibitor import InhibitorConfig
 
 
@@ -44,6 +45,13 @@ def test_from_conversion_to_report(cli, tiny_bert, tmp_path):
     status, out, _ = cli("report", tmp_path / "run-teacher", tmp_path / "run-student", "--output", page)
     assert status == 0
     assert page.read_text().startswith("<!doctype html>") or page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_version_and_help(cli):
+    assert cli("--version") == (0, f"inhibitor {inhibitor.__version__}\n", "")
+    status, out, _ = cli("reproduce", "--help")
+    assert status == 0
+    assert "tasks=[cola]" in out
 
 
 def test_distill_from_a_recipe(cli, tiny_bert, tmp_path):

@@ -101,12 +101,20 @@ def documents(corpus: Path, tokenizer: Any, count: int, **options: Any) -> list[
 
 def test_each_epoch_holds_each_document_once_in_another_order(corpus, tokenizer):
     everything = {f"{kind}{i}" for kind, count in (("p", 120), ("j", 30), ("t", 15)) for i in range(count)}
-    held_out = {"p0", "p64", "j0", "t0"}  # one in 64 of every file
-    found = documents(corpus, tokenizer, 322)
-    first, second = found[:161], found[161:]
+    held_out = {"j0", "p34", "p98"}  # every 64th, file after file
+    found = documents(corpus, tokenizer, 324)
+    first, second = found[:162], found[162:]
     assert sorted(first) == sorted(second) == sorted(everything - held_out)
     assert first != second
     assert set(documents(corpus, tokenizer, 400, held_out=True)) == held_out
+
+
+def test_many_small_files_are_parted_as_a_large_one_is(tmp_path, tokenizer):
+    for number in range(100, 230):
+        (tmp_path / f"{number}.txt").write_text(f"f {number}\n")
+    found = documents(tmp_path, tokenizer, 127)
+    assert set(documents(tmp_path, tokenizer, 9, held_out=True)) == {"f100", "f164", "f228"}
+    assert set(found) == {f"f{number}" for number in range(100, 230)} - {"f100", "f164", "f228"}
 
 
 def test_too_few_documents_to_hold_any_out_are_named(tmp_path, tokenizer):

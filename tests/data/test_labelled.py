@@ -47,6 +47,18 @@ def test_layouts_of_the_hub_are_found(tmp_path, folder, name):
     assert data.overlap() == {"validation": 2}
 
 
+@pytest.mark.parametrize("place", ["plain_text", "imdb/plain_text"])
+def test_a_configurations_folder_is_found_as_the_hub_has_it(tmp_path, place):
+    columns = {"text": ["good", "bad"], "label": [1, 0]}
+    for split in ("train", "test"):
+        write_parquet(tmp_path / place / f"{split}-00000-of-00001.parquet", columns)
+    assert load_task(get_task("imdb"), tmp_path).describe()["rows"] == {"train": 2, "test": 2}
+    whole = tmp_path / place / "test-00000-of-00001.parquet"
+    whole.rename(whole.with_name("test-00000-of-00002.parquet"))
+    with pytest.raises(DataError, match=r"got test-00000-of-00002\.parquet\. Join them into one"):
+        load_task(get_task("imdb"), tmp_path)
+
+
 def test_a_part_is_named_as_what_it_is(tmp_path):
     write_jsonl(tmp_path / "train_subset2k.jsonl", GOOD)
     write_jsonl(tmp_path / "validation.jsonl", GOOD[:1])

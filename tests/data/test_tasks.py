@@ -34,4 +34,9 @@ def test_a_regression_has_a_range():
 
 def test_unknown_task_suggests_the_nearest():
     with pytest.raises(DataError, match=re.escape("Did you mean 'sst2'?")):
-        get_task("sst-2")
+        get_task("sst3")
+
+
+@pytest.mark.parametrize("name", ["SST-2", "sst2", "sst-2"])
+def test_a_task_has_the_names_that_tables_print_too(name):
+    assert get_task(name) is TASKS["sst2"]

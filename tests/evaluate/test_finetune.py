@@ -129,6 +129,14 @@ def test_regression_predicts_one_number(tiny_bert, stsb):
         scored(stsb / "run" / "model", "reviews")
 
 
+def test_classes_are_the_tasks_in_capitals_too(tiny_bert, sst2):
+    finetune(configure(tiny_bert, sst2, sst2 / "run", epochs=1))
+    file = sst2 / "run" / "model" / "config.json"
+    before = scored(file.parent, "sst2", sst2, max_length=32)["scores"]
+    file.write_text(file.read_text().replace("negative", "NEGATIVE").replace("positive", "POSITIVE"))
+    assert scored(file.parent, "sst2", sst2, max_length=32)["scores"] == before
+
+
 def test_interrupted_run_goes_on_to_the_same_weights(tiny_bert, sst2, monkeypatch):
     whole = finetune(configure(tiny_bert, sst2, sst2 / "whole", epochs=3))
     step = FiniteTrainer.training_step
@@ -154,6 +162,11 @@ def test_interrupted_run_goes_on_to_the_same_weights(tiny_bert, sst2, monkeypatc
         assert resumed[key] == whole[key]
     expected = weights(sst2 / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config.output).items())
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tiny_bert, sst2):
+    with pytest.raises(ConfigError, match="seed: expected a number less than"):
+        FinetuneConfig.parse({"model": str(tiny_bert), "task": "sst2", "output": str(sst2 / "run"), "seed": 2**32})
 
 
 def test_same_seed_same_weights_other_seed_others(tiny_bert, sst2):

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -419,7 +420,7 @@ def test_memory_of_few_queries_does_not_grow_with_the_heads_that_share_a_key():
 def test_few_queries_of_heads_in_groups_are_those_of_each_alone():
     """So many keys that the scores of two key heads at a time are held, of nine."""
     query, key, value = randn(3, 24, 4, 4), randn(3, 3, 65536, 4), randn(3, 3, 65536, 3)
-    options = {"delta": 0.5, "reach": 1.0, "length_exponent": 1.0, "enable_gqa": True, "backend": "cpu"}
+    options: dict[str, Any] = {"delta": 0.5, "reach": 1.0, "length_exponent": 1.0, "enable_gqa": True, "backend": "cpu"}
     found = inhibitor_attention(query, key, value, **options)
     for batch, head in itertools.product(range(3), range(3)):
         alone = slice(batch, batch + 1), slice(8 * head, 8 * head + 8)

@@ -241,7 +241,12 @@ def test_new_grids_are_followed():
 
 def test_a_weight_of_inference_mode_is_packed_once_and_again_when_it_changes(monkeypatch):
     packed, pack = [], module._pack
-    monkeypatch.setattr(module, "_pack", lambda *arguments: packed.append(arguments) or pack(*arguments))
+
+    def counted(weight, version):
+        packed.append(version)
+        return pack(weight, version)
+
+    monkeypatch.setattr(module, "_pack", counted)
     given, (_, *rest) = some_codes(4, 48), layer()
     with torch.inference_mode():
         rest[1] = rest[1].clone()

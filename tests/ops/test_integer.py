@@ -248,7 +248,8 @@ def test_numbers_are_float64_whatever_the_default_dtype(dtype):
         found = IntegerGrid.of(**numbers, scale=0.125)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(*pair) for pair in zip(found.tensors, expected.tensors, strict=True))
+    for name, tensor in expected.tensors._asdict().items():
+        assert torch.equal(getattr(found, name), tensor), name
 
 
 def test_grids_are_told_apart_by_what_they_are():

@@ -324,15 +324,17 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
     ):
         with pytest.raises(OperatorError, match=match):
             IntegerCache(*sizes, grid)
-    for sizes, match in (
+    wrong: Any  # of types that a checker would refuse
+    for wrong, match in (
         ((1, 4, 8.0, 8), "head_dim: expected 1 to 256, got 8.0"),
         ((-1, 4, 8, 8), "batch: expected 0 or more, got -1"),
         ((1, "4", 8, 8), "key_heads: expected a number that divides the grid's 4 heads, got '4'"),
     ):
         with pytest.raises(OperatorError, match=match):
-            IntegerCache(*sizes, grid)
+            IntegerCache(wrong[0], wrong[1], wrong[2], wrong[3], grid)
+    wrong = {"steps": 1}
     with pytest.raises(OperatorError, match="grid: expected an IntegerGrid, got dict"):
-        IntegerCache(1, 4, 8, 8, {"steps": 1})
+        IntegerCache(1, 4, 8, 8, wrong)
     cache = IntegerCache(1, 4, 8, 8, grid)
     good = randn(1, 4, 5, 8)
     cache.append(good, good)

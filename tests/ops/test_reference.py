@@ -166,8 +166,8 @@ def test_parameters_in_half_precision_are_not_rounded_once_more(dtype):
     )
     assert torch.equal(narrow("reference"), wide("reference"))
     shown, expected = (
-        reference.inhibition(given.tensors["query"], given.tensors["key"], *parameters, None, False, True, 32**-0.5)
-        for parameters in (half.values(), [tensor.float() for tensor in half.values()])
+        reference.inhibition(given.tensors["query"], given.tensors["key"], gamma, delta, None, False, True, 32**-0.5)
+        for gamma, delta in (half.values(), [tensor.float() for tensor in half.values()])
     )
     assert torch.equal(shown, expected)
 

@@ -116,10 +116,13 @@ def test_any_mixture_gives_one_whole_page(tmp_path: Path, make: Callable[[Path],
     _whole(write_report(runs, tmp_path / "out" / "report.html"), runs, figures)
 
 
-def test_every_picture_lies_in_its_run_folder(tmp_path: Path) -> None:
+def test_every_picture_lies_beside_the_page_of_its_run_and_in_no_other_folder(tmp_path: Path) -> None:
     runs = [samples.write(tmp_path / "e1", samples.traced(layers=12, words=40)), *_teacher(tmp_path)]
     runs += _integers(tmp_path)
     write_report(runs, tmp_path / "report.html")
+    assert not list(tmp_path.rglob("*.png"))
+    for run in runs:
+        write_report([run], run / "report.html")
     pictures = ["attention", "context_error", "curves", "heads", "parameters", "positions", "traces"]
     assert sorted(path.name for path in runs[0].glob("*.png")) == [f"{name}.png" for name in pictures]
     assert [path.name for path in runs[1].glob("*.png")] == ["curves.png"]

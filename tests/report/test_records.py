@@ -79,7 +79,7 @@ def test_the_headline_is_the_first_metric_on_the_first_split() -> None:
         "rows": {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
     }
     metrics = Finetune.model_validate({**samples.finetune("mnli"), **changes})
-    assert (metrics.metric, metrics.headline, metrics.rows_measured) == ("accuracy", 0.8, 9815)
+    assert (metrics.metric, metrics.headline, metrics.measured) == ("accuracy", 0.8, ("validation_matched", 9815))
     assert metrics.headline_by_epoch() == [(1, 0.7), (2, 0.8)]
 
 

@@ -1,11 +1,12 @@
 import os
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inhibitor.evaluate.finetune import FinetuneConfig
-from inhibitor.report import summarise
+from inhibitor.report import summarise, write_report
 from inhibitor.report.records import read_runs
 from inhibitor.report.results import apart, recipe, results_table, retention, short, studies, task_table
 from inhibitor.report.tables import number
@@ -39,9 +40,47 @@ def test_retention_counts_only_tasks_that_both_have(tmp_path: Path) -> None:
 def test_tasks_name_metric_and_rows_measured(tmp_path: Path) -> None:
     table = task_table(studies(read_runs(samples.experiment(tmp_path, tasks=("sst2",)))))
     assert [list(row) for row in table.rows] == [
-        ["SST-2", "calibrated", "accuracy", "872", "90.9", "86.1", "94.7"],
-        ["SST-2", "after full-layer", "accuracy", "872", "90.9", "89.4", "98.3"],
+        ["SST-2", "calibrated", "accuracy", "872 rows of validation", "90.9", "86.1", "94.7"],
+        ["SST-2", "after full-layer", "accuracy", "872 rows of validation", "90.9", "89.4", "98.3"],
     ]
+
+
+def on(split: str, rows: int, **options: Any) -> dict[str, Any]:
+    """A fine-tuning measured on a part of the development set, and trained on a part of train."""
+    metrics = samples.finetune("qnli", **options)
+    scores = {split: {"accuracy": metrics["headline"]}}
+    return metrics | {"scores": scores, "rows": {"train_subset2k": 2000, split: rows}}
+
+
+def test_scores_on_other_rows_are_not_compared(tmp_path: Path) -> None:
+    student: dict[str, Any] = {"model": "e1", "attention": "inhibitor", "score": 0.5}
+    runs = [
+        samples.write(tmp_path / "teacher", on("validation", 5463, score=0.9)),
+        samples.write(tmp_path / "student", on("validation_subset300", 300, **student)),
+    ]
+    found = studies(read_runs(runs))
+    assert retention(found[0].students[0], found[0].teacher, ["qnli"]) is None
+    assert [row[-2:] for row in results_table(found).rows] == [("90.0", "100.0"), ("50.0", "-")]
+    table = task_table(found)
+    assert table.rows[0][1:] == ("e1 (inhibitor)", "accuracy", "300 rows of validation_subset300", "90.0", "50.0", "-")
+    assert "QNLI: trained on 2,000 rows of train_subset2k." in table.notes
+    assert (
+        "QNLI was not measured on the same rows, and is not compared: "
+        f"{samples.TEACHER} (softmax) on 5,463 rows of validation; e1 (inhibitor) on 300 rows of validation_subset300."
+    ) in results_table(found).notes
+
+
+def test_scores_on_other_rows_have_no_mean(tmp_path: Path) -> None:
+    student: dict[str, Any] = {"model": "e1", "attention": "inhibitor"}
+    runs = [
+        samples.write(tmp_path / "teacher", on("validation", 5463, score=0.5)),
+        samples.write(tmp_path / "a", on("validation", 5463, score=0.4, **student)),
+        samples.write(tmp_path / "b", on("train_held_out", 200, score=0.9, seed=1, **student)),
+    ]
+    (table,) = summarise(runs)
+    assert [row[1:] for row in table.rows] == [("50.0", "100.0"), ("-", "-")]
+    assert any("e1 (inhibitor) on 5,463 rows of validation and 200 rows of train_held_out." in n for n in table.notes)
+    assert write_report(runs, tmp_path / "report.html").is_file()
 
 
 def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
@@ -124,7 +163,15 @@ def test_seeds_of_a_distillation_on_a_task_become_one_study(tmp_path: Path) -> N
     assert [study.taught_by for study in found] == ["e0/rte", "e0/wnli"]
     assert results_table(found).rows[3][3:] == ("61.0 ± 1.4", "-", "97.6")
     tasks = task_table(found)
-    assert list(tasks.rows[2]) == ["RTE", "e2/rte: after task", "accuracy", "277", "62.5 ± 0.0", "61.0 ± 1.4", "97.6"]
+    assert list(tasks.rows[2]) == [
+        "RTE",
+        "e2/rte: after task",
+        "accuracy",
+        "277 rows of validation",
+        "62.5 ± 0.0",
+        "61.0 ± 1.4",
+        "97.6",
+    ]
     cut = "longer than max_length, and cut: 30 of 2,490 rows of train, 4 of 277 rows of validation."
     assert tasks.notes == (f"RTE: {cut}", f"WNLI: {cut}")
 

@@ -1,10 +1,12 @@
 """Retention against tokens: by hand, and on the page."""
 
+import itertools
 import json
 
 import pytest
 
 from inhibitor.errors import ConfigError
+from inhibitor.report.curve import curve_figure
 from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.curve import curve_lines, curve_table, points, read_others
 from inhibitor.reproduce.output import write_results
@@ -29,6 +31,20 @@ def test_one_point_for_each_student_by_tokens():
         ("4,000,000", "90.0", "-"),
         ("9,000,000", "100.0", "100.0"),
     )
+
+
+def test_a_grid_with_two_students_has_a_point_for_each():
+    both = grid(1_000_000, 0.3) + [one for one in grid(4_000_000, 0.36, 0.57) if one.experiment == "e1"][:1]
+    found = points([both[:1] + both[1:2]]) + points([both[:1] + both[2:]])
+    assert points([both]) == found
+    assert [point.tokens for point in found] == [1_000_000, 4_000_000]
+
+
+def test_a_student_before_any_training_leaves_room_for_the_others():
+    axis = curve_figure({"CoLA": [(0, 58.8), (4_000_000, 90.0), (12_000_000, 99.6), (18_000_000, 99.7)]}).axes[0]
+    places = [axis.transData.transform((tokens, 50))[0] for tokens in (0, 4_000_000, 12_000_000, 18_000_000)]
+    width = axis.bbox.width
+    assert [after - before > 0.08 * width for before, after in itertools.pairwise(places)] == [True] * 3
 
 
 def test_the_average_is_over_tasks_that_all_have():

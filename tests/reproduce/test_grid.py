@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inhibitor.distill.recipe import TaskStage
-from inhibitor.errors import ConfigError, RunError
+from inhibitor.errors import ConfigError, InhibitorError, RunError
 from inhibitor.evaluate.finetune import FinetuneConfig
 from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.grid import Standing, reproduce
@@ -192,6 +192,9 @@ def test_a_grid_has_its_folder_for_itself(values, forks):
         go(values)
     assert forks.children == []
     assert (folder / "config.yaml").read_text() == WRITTEN
+    with pytest.raises(RunError, match="grid: expected a new folder, or a grid's, got a run's"):
+        go(values)
+    (folder / "config.yaml").unlink()
     forks.before = lambda child: Ended(int((folder / "run.lock").is_file()), "")
     assert [failure.reason[:13] for failure in go(values).failures] == ["exit status 1"]
     assert not (folder / "run.lock").exists()
@@ -252,14 +255,39 @@ def newest(run):
 def test_failures_end_in_status_1(values, monkeypatch, capsys, forks):
     from inhibitor.cli import main
 
-    values |= {"data": str(Path(values["data"]) / "nowhere"), "seeds": [0], "experiments": ["e0"]}
+    values |= {"seeds": [0], "experiments": ["e0"]}
+    (Path(values["data"]) / "train.jsonl").write_text("no JSON\n")
     monkeypatch.setattr(sys, "argv", ["inhibitor", "reproduce", recipe(values)])
     with pytest.raises(SystemExit) as stop:
         main()
     said = capsys.readouterr().err
     assert stop.value.code == 1
     assert "inhibitor: e0/reviews/seed-0: exit status 2" in said
-    assert "nowhere: expected a folder" in said
+    assert "train.jsonl, line 1: expected one JSON object" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "match"),
+    [
+        ("teacher", "nowhere/it: expected a model folder"),
+        ("student", "nowhere/it: expected a model folder"),
+        ("data", "nowhere/it: expected a folder with reviews/"),
+        ("e1", r"nowhere/it: expected a file that ends in"),
+    ],
+)
+def test_what_is_missing_is_named_before_any_run(key, match, values, forks, tmp_path):
+    missing = str(tmp_path / "nowhere/it")
+    if key == "e1":
+        asked = {"teacher": values["teacher"], "output": str(tmp_path / "e1"), "text": {"files": [missing]}}
+        stages = [{"kind": "full", "tokens": 4096, "batch_size": 4}]
+        (tmp_path / "e1.yaml").write_text(json.dumps(asked | {"stages": stages}))
+        values |= {"student": None, "e1": str(tmp_path / "e1.yaml")}
+    else:
+        values[key] = missing
+    with pytest.raises(InhibitorError, match=match):
+        go(values)
+    assert forks.children == []
+    assert not Path(values["output"]).exists()
 
 
 def test_ray_is_refused_where_it_is_missing(values, monkeypatch):

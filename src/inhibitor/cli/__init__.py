@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,9 +12,19 @@ app = typer.Typer(
     name="inhibitor",
     help="Inhibitor attention for pretrained transformers: convert, distil, fine-tune, measure.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from inhibitor import __version__
+
+        typer.echo(f"inhibitor {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:

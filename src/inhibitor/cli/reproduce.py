@@ -11,7 +11,7 @@ NAME = "reproduce"
 def run(
     config: Annotated[Path, typer.Argument(help="A YAML recipe, for example recipes/reproduce-minilm.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, for example tasks=[cola] seeds=[0] processes=2.")
+        list[str] | None, typer.Argument(help="key=value, for example tasks=\\[cola] seeds=\\[0] processes=2.")
     ] = None,
 ) -> None:
     """Run what is not finished of the grid, and write its tables. Exit status 1 where a run failed."""
@@ -34,11 +34,16 @@ def run(
     quiet()
     others = read_others(recipe.curve)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    told = 0
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=None, visible=False)
 
         def watch(standing: Standing) -> None:
-            parts = [f"{len(standing.running)} running", *([f"{standing.failed} failed"] if standing.failed else [])]
+            nonlocal told
+            for failure in standing.failures[told:]:
+                progress.console.print(escape(f"{failure.name}: {failure.reason}"))
+            told = len(standing.failures)
+            parts = [f"{len(standing.running)} running", *([f"{told} failed"] if told else [])]
             parts += [f"best of {standing.best}"] if standing.best else []
             parts += [] if standing.seconds_left is None else [f"about {duration(standing.seconds_left)} left"]
             parts += standing.running[:1]

@@ -210,9 +210,14 @@ def _paragraphs(path: Path, tally: Tally) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _read_part(path: Path, column: str, on_bad_row: OnBadRow, held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """The documents kept for measuring, or the others; told apart before any mixing, so that no epoch swaps them."""
-    for number, text in enumerate(_read(path, column, Tally(on_bad_row))):
+def _read_part(
+    path: Path, first: int, column: str, on_bad_row: OnBadRow, held_out: bool
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The documents kept for measuring, or the others; told apart before any mixing, so that no epoch swaps them.
+
+    Every 64th of all files' is kept, so that many small ones are parted as one is; ``first`` lie before this file.
+    """
+    for number, text in enumerate(_read(path, column, Tally(on_bad_row)), first):
         if (number % HELD_OUT == 0) == held_out:
             yield number, {"text": text}
 
@@ -225,13 +230,15 @@ def _epoch(config: TextConfig, seed: int, held_out: bool) -> datasets.IterableDa
         mixed = rows.filter(lambda row: (zlib.crc32(row["text"].encode()) % HELD_OUT == 0) == held_out)
     else:
         files = check(config)
-        total = sum(contents.documents for contents in files.values())
+        *before, total = itertools.accumulate((contents.documents for contents in files.values()), initial=0)
         text = datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("string")}))
         options = {"column": config.column, "on_bad_row": config.on_bad_row, "held_out": held_out}
         mixed = datasets.interleave_datasets(
             [
-                datasets.IterableDataset(ExamplesIterable(_read_part, {"path": path, **options}), info=text)
-                for path in files
+                datasets.IterableDataset(
+                    ExamplesIterable(_read_part, options | {"path": path, "first": first}), info=text
+                )
+                for path, first in zip(files, before, strict=True)
             ],
             probabilities=[contents.documents / total for contents in files.values()],
             seed=seed,

@@ -100,7 +100,7 @@ def load_task(
     if data_dir is None and task.repository:
         found = {name: _from_hub(task, name, on_bad_row) for name in splits}
     else:
-        folder = _folder(task, SHIPPED if data_dir is None else data_dir, splits)
+        folder = find_task(task, SHIPPED if data_dir is None else data_dir, splits)
         files = {name: _split_file(folder, name) for name in splits}
         found = {name: _from_file(task, path, name, on_bad_row) for name, path in files.items()}
     return LabelledData(task, found if held_out is None else _parted(task, found["train"], held_out))
@@ -165,8 +165,16 @@ def _fraction(texts: Sequence[str]) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _folder(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
-    for folder in (data_dir / task.name, data_dir / "glue" / task.name, data_dir):
+def find_task(task: Task, data_dir: Path, splits: Sequence[str]) -> Path:
+    """The folder that holds a task's splits: ``data_dir`` itself, or one in it that has the task's name on the hub.
+
+    Raises:
+        DataError: None of them holds a file of these splits.
+    """
+    own = (data_dir / task.name, data_dir / "glue" / task.name)
+    configured = [place / task.configuration for place in (own[0], data_dir) if task.configuration is not None]
+    folder: Path
+    for folder in (*own, *configured, data_dir):
         other_task = folder.name in TASKS and folder.name != task.name
         if not other_task and any(_candidates(folder, split) for split in splits):
             return folder
@@ -189,11 +197,12 @@ def _split_file(folder: Path, split: str) -> Path:
     found = _candidates(folder, split)
     if len(found) == 1:
         return found[0]
+    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
     raise DataError(
         f"{folder}, split {split!r}",
         expected=f"one file, {_names([split])}",
-        got=", ".join(path.name for path in found) or "none",
-        remedy="Keep one of them in that folder." if found else "Add the file.",
+        got=", ".join(path.name for path in found or shards) or "none",
+        remedy="Keep one of them in that folder." if found else "Join them into one." if shards else "Add the file.",
     )
 
 

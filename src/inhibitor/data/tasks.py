@@ -97,10 +97,13 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """Look up a task; raise ``DataError`` with the nearest known name for an unknown one."""
-    if name not in TASKS:
-        raise DataError(f"task {name!r}", expected="a known task", got="an unknown one", remedy=suggestion(name, TASKS))
-    return TASKS[name]
+    """Look up a task, as tables print it too (SST-2); ``DataError`` with the nearest known name for an unknown one."""
+    plain = name.lower().replace("-", "")
+    if plain not in TASKS:
+        raise DataError(
+            f"task {name!r}", expected="a known task", got="an unknown one", remedy=suggestion(plain, TASKS)
+        )
+    return TASKS[plain]
 
 
 def _task_default(value: Any, info: ValidationInfo) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from inhibitor.config import Config, ModelName, UserPath
+from inhibitor.config import Config, ModelName, Seed, UserPath
 from inhibitor.data.corpus import TextConfig
 from inhibitor.data.files import OnBadRow
 from inhibitor.errors import ConfigError
@@ -246,7 +246,7 @@ class DistillConfig(Config):
     cache: UserPath | None = None
     validation_sequences: int = Field(default=64, gt=0)
     example: str = "The old lighthouse keeper, who had never left the island, wrote a letter to his sister."
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     report_to: tuple[Tracker, ...] = ()
     carbon_intensity: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 

@@ -202,9 +202,14 @@ def check_classes(name: str, model: PreTrainedModel, task: Task, missing: Sequen
     classes = tuple(model.config.id2label[number] for number in ids)
     if missing:
         expected, got = "a classifier with all its weights", f"none for {', '.join(sorted(missing)[:3])}"
-    elif len(classes) != 1 if task.regression else classes != task.labels:
+    elif len(classes) != 1 if task.regression else [name.lower() for name in classes] != list(task.labels):
         expected = f"the classes of {task.name}, {', '.join(task.labels) or 'one number'}"
         got = f"a model of {', '.join(classes)}"
     else:
         return
-    raise ModelError(name, expected=expected, got=got, remedy=f"Fine-tune it on {task.name} first.")
+    raise ModelError(
+        name,
+        expected=expected,
+        got=got,
+        remedy=f"Fine-tune it on {task.name} first, or correct id2label in config.json.",
+    )

@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from inhibitor.config import Config, ModelName, UserPath
+from inhibitor.config import Config, ModelName, Seed, UserPath
 from inhibitor.data.files import OnBadRow, write_quarantine
 from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import Task, TaskDefault, TaskName, get_task
@@ -60,7 +60,7 @@ class FinetuneConfig(Config):
     data: UserPath | None = None
     output: UserPath
     on_bad_row: OnBadRow = "stop"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     epochs: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, gt=0)
     learning_rate: Annotated[float, TaskDefault] = Field(default=None, validate_default=True, gt=0)
     batch_size: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, gt=0)

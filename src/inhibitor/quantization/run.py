@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inhibitor.bench.machine import machine
 from inhibitor.bench.timing import Contestant, calls_for, in_turn, median_and_spread, pairs
-from inhibitor.config import Config, ModelName, UserPath
+from inhibitor.config import Config, ModelName, Seed, UserPath
 from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import Task, TaskDefault, TaskName, get_task
 from inhibitor.evaluate.evaluate import Logits, headline, open_classifier, padding, score
@@ -53,7 +53,7 @@ class QuantizeConfig(Config):
     output: UserPath
     int8: Int8Config = Int8Config()
     sequences: int = Field(default=256, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     max_length: Annotated[int, TaskDefault] = Field(default=None, validate_default=True, ge=8)
     parts: bool = True
 

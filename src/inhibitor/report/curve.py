@@ -22,10 +22,14 @@ def curve_figure(lines: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
             look |= {"color": INK, "marker": "o", "lw": 2.5} if name == "together" else {"lw": 1}
             axis.plot([tokens for tokens, _ in points], [kept for _, kept in points], label=name, **look)
         axis.axhline(100, color=INK, lw=0.8, ls=":")
-        axis.set_xscale("log")
+        ticks = sorted({tokens for points in lines.values() for tokens, _ in points})
+        if ticks[:1] == [0]:  # a student before any training
+            axis.set_xscale("symlog", linthresh=next(filter(None, ticks), 1))
+        else:
+            axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{number(tokens / 1e6)} M"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         labelled(axis, "E1: retention against tokens of text", "tokens of text", "retention, per cent")
-        axis.set_xticks(sorted({tokens for points in lines.values() for tokens, _ in points}))
+        axis.set_xticks(ticks)
         figure.legend(loc="outside right upper")
     return figure

@@ -81,7 +81,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     Args:
         runs: Finished run folders, distillations, fine-tunings and quantisations in any mixture; repetitions with
             several seeds are shown as mean ± standard deviation.
-        output: The page to write; its folder is made where there is none.
+        output: The page to write; its folder is made where there is none. A run in whose folder it lies gets its
+            pictures beside it; nothing is written into others.
 
     Returns:
         ``output``.
@@ -95,12 +96,12 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> Path:
     found, groups = studies(read), quantized(read.quantizations)
     differing = disagreements(pairs(found))
     svg = Svg()
-    sections = [_distilled(folder, svg, study) for study in found for folder in study.distillations]
+    sections = [_distilled(folder, svg, study, output) for study in found for folder in study.distillations]
     sections += [_finetuned(task, found, svg) for task in tasks(found)]
-    sections += [_quantized(folder, svg, group) for group in groups for folder in group]
+    sections += [_quantized(folder, svg, group, output) for group in groups for folder in group]
     sections.append(section(differing))
     for folder in read.finetunings:
-        _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})})
+        _save(folder, {CURVES: plots.finetune_figure({short(folder.metrics.model): [folder.metrics]})}, output)
     results, *others = _overview(found, groups)
     tables = [replace(results, title="Results"), *([task_table(found)] if tasks(found) else []), *others]
     summary = [*_summary(found), *(verdict(group[0].metrics) for group in groups)]
@@ -177,10 +178,10 @@ def _sentence(row: Row, words: str) -> str:
     return words[0].upper() + words[1:] if row.distilled else f"Fine-tuned, {words}"
 
 
-def _distilled(folder: Folder[Distill], svg: "Svg", study: Study) -> str:
+def _distilled(folder: Folder[Distill], svg: "Svg", study: Study, output: Path) -> str:
     """The pictures of one distillation; those of a study's repetitions are folded away."""
     metrics, pictures = folder.metrics, plots.distill_figures(folder.metrics)
-    _save(folder, pictures)
+    _save(folder, pictures, output)
     captions = {CURVES: _stage_caption(metrics.stages), **CAPTIONS}
     if len({tuple(step.traces.layers) for stage in metrics.stages for step in stage.history if step.traces}) > 1:
         captions["traces.png"] += " A dotted line bridges steps at which the layer was not looked at."
@@ -220,10 +221,10 @@ def _finetuned(task: str, found: Sequence[Study], svg: "Svg") -> str:
     return f"<section><h2>Fine-tuning on {name}</h2>\n{svg.figure(picture, caption)}</section>"
 
 
-def _quantized(folder: Folder[Quantize], svg: "Svg", group: Group) -> str:
+def _quantized(folder: Folder[Quantize], svg: "Svg", group: Group, output: Path) -> str:
     """What one quantisation costs and gains; a group's repetitions are folded away."""
     metrics, picture = folder.metrics, parts_figure(folder.metrics)
-    _save(folder, {PARTS: picture})
+    _save(folder, {PARTS: picture}, output)
     parts = [to_html(cost_table(metrics))]
     if picture:
         parts += [f"<p>{html.escape(plain(worst(metrics)))}</p>", svg.figure(picture, CAPTIONS[PARTS])]
@@ -289,7 +290,10 @@ def details(title: str, files: Mapping[str, str]) -> str:
     return f"<details><summary>{html.escape(plain(title))}</summary>{shown}</details>"
 
 
-def _save(folder: Folder[AnyMetrics], pictures: dict[str, Figure] | dict[str, Figure | None]) -> None:
+def _save(folder: Folder[AnyMetrics], pictures: Mapping[str, Figure | None], output: Path) -> None:
+    """Lay a run's pictures beside its own page, and nothing into the folder of a run that is only shown."""
+    if output.parent.resolve() != folder.path.resolve():
+        return
     for name, picture in pictures.items():
         if picture:
             write_bytes(folder.path / name, plots.to_png(picture))

@@ -190,9 +190,9 @@ class Scored(_Record):
         return self.scores[self.split][self.metric]
 
     @property
-    def rows_measured(self) -> int | None:
-        """Rows behind the headline."""
-        return self.rows.get(self.split)
+    def measured(self) -> tuple[str, int | None]:
+        """The rows behind the headline: their name, and how many."""
+        return self.split, self.rows.get(self.split)
 
 
 class Distill(_Record):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inhibitor.report.records import AnyMetrics, Distill, Finetune, Folder, Runs, Scored, State
-from inhibitor.report.tables import MISSING, Table, number, per_cent, span
+from inhibitor.report.tables import Table, number, per_cent, span
 from inhibitor.runs import MODEL
 
 TASKS = {
@@ -52,9 +52,13 @@ class Row:
         own = [scored for scored in self.distilled if scored.task == task]
         return own or [folder.metrics for folder in self.finetunings.get(task, [])]
 
+    def parts(self, task: str) -> dict[tuple[str, int | None], None]:
+        """The rows that its runs were measured on, name and number, each once."""
+        return dict.fromkeys(scored.measured for scored in self.measured(task))
+
     def scores(self, task: str) -> list[float]:
-        """Headline scores × 100, one per run."""
-        return [100 * scored.headline for scored in self.measured(task)]
+        """Headline scores × 100, one per run; none where not all were measured on the same rows."""
+        return [100 * scored.headline for scored in self.measured(task)] if len(self.parts(task)) == 1 else []
 
 
 @dataclass
@@ -226,17 +230,20 @@ def tasks(found: Iterable[Study]) -> list[str]:
 
 
 def retention(row: Row, teacher: Row | None, among: Iterable[str]) -> float | None:
-    """Student's mean score in per cent of the teacher's over the tasks that both have, or None."""
-    both = [task for task in among if row.scores(task) and teacher and teacher.scores(task)]
-    if not teacher or not both:
+    """Student's mean score in per cent of the teacher's over the tasks that both have, on the same rows, or None."""
+    if teacher is None:
+        return None
+    both = [task for task in among if row.scores(task) and row.parts(task) == teacher.parts(task)]
+    if not both:
         return None
     of_teacher = sum(statistics.fmean(teacher.scores(task)) for task in both)
     return 100 * sum(statistics.fmean(row.scores(task)) for task in both) / of_teacher if of_teacher > 0 else None
 
 
 def cautions(scored: Scored) -> list[str]:
-    """What to know of the rows behind a score: how many are longer than was read, how many are in train too."""
-    found = []
+    """What to know of the rows behind a score: how many are cut, how many are in train too, and what part train was."""
+    learned = [rows_of(split, count) for split, count in scored.rows.items() if split.startswith("train_")]
+    found = [f"trained on {rows}." for rows in learned[:1]]
     for what, counts in {"longer than max_length, and cut": scored.truncated, "in train too": scored.overlap}.items():
         shares = [
             f"{count:,} of {scored.rows[split]:,} rows of {split}"
@@ -245,6 +252,11 @@ def cautions(scored: Scored) -> list[str]:
         ]
         found += [f"{what}: {', '.join(shares)}."] if shares else []
     return found
+
+
+def rows_of(split: str, count: int | None) -> str:
+    """So many rows of a split."""
+    return f"rows of {split}" if count is None else f"{count:,} rows of {split}"
 
 
 def results_table(found: Sequence[Study]) -> Table:
@@ -275,26 +287,26 @@ def results_table(found: Sequence[Study]) -> Table:
 
 
 def task_table(found: Sequence[Study]) -> Table:
-    """One row per task and model: metric, rows measured, teacher's score, own score, retention."""
+    """One row per task and model: metric, what it was measured on, teacher's score, own score, retention."""
     rows, notes = [], []
     for task in tasks(found):
-        scored = [(study, row) for study in found for row in study.rows if row.scores(task)]
+        scored = [(study, row) for study in found for row in study.rows if row.measured(task)]
         students = [(study, row) for study, row in scored if row is not study.teacher]
         for study, row in students or scored[:1]:
-            first, teacher = row.measured(task)[0], None if row is study.teacher else study.teacher
+            metric, teacher = row.measured(task)[0].metric, None if row is study.teacher else study.teacher
             rows.append(
                 [
                     TASKS.get(task, task),
                     study.label(row, found),
-                    first.metric,
-                    MISSING if first.rows_measured is None else str(first.rows_measured),
+                    metric,
+                    " and ".join(rows_of(*part) for part in row.parts(task)),
                     number(teacher.scores(task) if teacher else [], 1),
                     number(row.scores(task), 1),
                     per_cent(retention(row, teacher, [task])),
                 ]
             )
         notes += _cautions(task, {study.label(row, found): row for study, row in scored})
-    columns = ["task", "model", "metric", "rows measured", "teacher's score", "score", "retention %"]
+    columns = ["task", "model", "metric", "measured on", "teacher's score", "score", "retention %"]
     return Table("Scores by task", columns, rows, notes, labels=3)
 
 
@@ -321,6 +333,13 @@ def _notes(found: Sequence[Study], names: Sequence[str], distilled: bool) -> lis
     if any(retention(row, study.teacher, names) for study in found for row in study.students):
         of = "the teacher's" if distilled else "that of the softmax model"
         notes.append(f"Retention: the mean score in per cent of {of}, over the tasks that both have.")
+    for study, task in ((study, task) for study in found for task in names):
+        parts = {study.label(row, found): row.parts(task) for row in study.rows if row.measured(task)}
+        if len({part for each in parts.values() for part in each}) > 1:
+            where = "; ".join(
+                f"{label} on {' and '.join(rows_of(*part) for part in each)}" for label, each in parts.items()
+            )
+            notes.append(f"{TASKS.get(task, task)} was not measured on the same rows, and is not compared: {where}.")
     cells = [(task, row, runs) for study in found for row in study.rows for task, runs in row.finetunings.items()]
     repeated = {len(runs) for _, _, runs in cells} | {len(study.distillations) for study in found}
     if counts := [count for count in repeated if count > 1]:

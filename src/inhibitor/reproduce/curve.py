@@ -49,14 +49,15 @@ def read_others(paths: Iterable[Path]) -> list[list[Record]]:
 
 
 def points(grids: Iterable[Sequence[Record]]) -> list[Point]:
-    """One point for each grid whose student's tokens are known, by tokens; of tasks on the benchmark's own rows."""
+    """One point for each student of a grid whose tokens are known, by tokens; of tasks on the benchmark's own rows."""
     found = []
     for records in grids:
-        tokens = {record.distillation_tokens for record in records if record.experiment == "e1"} - {None}
-        pairs = {column.task: column.of_teacher("e1") for column in columns(records) if column.official}
-        scores = {task: pair for task, pair in pairs.items() if pair is not None}
-        if scores and len(tokens) == 1:
-            found.append(Point(tokens.pop() or 0, scores))
+        for tokens in {record.distillation_tokens for record in records if record.experiment == "e1"} - {None}:
+            own = [record for record in records if record.experiment == "e0" or record.distillation_tokens == tokens]
+            pairs = {column.task: column.of_teacher("e1") for column in columns(own) if column.official}
+            scores = {task: pair for task, pair in pairs.items() if pair is not None}
+            if scores:
+                found.append(Point(tokens or 0, scores))
     return sorted(found, key=lambda point: point.tokens)
 
 

@@ -13,9 +13,15 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
+from inhibitor.data import corpus
+from inhibitor.data.labelled import find_task
+from inhibitor.data.tasks import get_task
 from inhibitor.distill.recipe import DistillConfig
-from inhibitor.errors import InhibitorError, Interrupted
+from inhibitor.errors import InhibitorError, Interrupted, RunError
 from inhibitor.evaluate.finetune import FinetuneConfig
+from inhibitor.models.loading import load_pretrained
 from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.plan import Job, configuration, e1_recipe, plan, student
@@ -37,7 +43,7 @@ class Standing:
         total: Runs of the plan.
         done: Those finished, whether found so or done.
         running: The names of those at work.
-        failed: How many failed.
+        failures: Those that failed until now.
         best: What was last heard of, and its best score until now.
         seconds_left: An estimate from the runs done so far; None before the first.
     """
@@ -45,7 +51,7 @@ class Standing:
     total: int
     done: int
     running: tuple[str, ...]
-    failed: int
+    failures: tuple["Failure", ...]
     best: str
     seconds_left: float | None
 
@@ -75,14 +81,18 @@ def reproduce(config: ReproduceConfig, recipe: str, watch: Callable[[Standing], 
         watch: Is told whenever a run begins or ends.
 
     Raises:
-        ConfigError: Before any run: the executor is not there, or the student's recipe does not fit.
-        RunError: Another grid is at work in the output, or the ``accuracy.jsonl`` of an earlier one cannot be read.
+        InhibitorError: Before any run: a model, a task's data, the student's recipe or its text cannot be read, the
+            output is not a grid's, the executor is not there, another grid is at work in the output, or the
+            ``accuracy.jsonl`` of an earlier one cannot be read.
         Interrupted: SIGTERM or Ctrl-C, after the runs at work have written their checkpoints.
     """
-    if config.e1 is not None:
-        e1_recipe(config)
     folder = Run(config.output)
+    _check(config)
     with closing(open_pool(config.executor, config.processes)) as pool, folder.held():
+        own = config.output / CONFIG
+        if own.is_file() and not own.read_text(encoding="utf-8").startswith(LAST):
+            expected, got = "a new folder, or a grid's", "a run's"
+            raise RunError(str(config.output), expected=expected, got=got, remedy="Choose another output.")
         records = accuracy.read(config.output / ACCURACY)
         with _signals(config.output):
             write_text(config.output / CONFIG, f"{LAST}\n{config.to_yaml()}")
@@ -92,6 +102,18 @@ def reproduce(config: ReproduceConfig, recipe: str, watch: Callable[[Standing], 
         refused = submit(config) if config.submission else {}
     failures = [*grid.failures, *(Failure(name, str(error)) for name, error in refused.items())]
     return Outcome(accuracy.with_teachers(grid.records.values()), failures)
+
+
+def _check(config: ReproduceConfig) -> None:
+    """Look for all that the runs will read."""
+    for model in filter(None, (config.teacher, config.student)):
+        load_pretrained(AutoConfig, model)
+    recipe = None if config.e1 is None else e1_recipe(config)
+    if recipe is not None and recipe.text is not None and not Run(recipe.output).finished:
+        corpus.check(recipe.text)
+    if config.data is not None:
+        for task in config.tasks:
+            find_task(get_task(task), config.data, ("train",))
 
 
 @contextmanager
@@ -250,4 +272,4 @@ class _Grid:
         left = len(self.jobs) - len(self.results) - len(self.failures)
         seconds = statistics.fmean(self.seconds) * left / max(1, len(self.running)) if self.seconds else None
         names = tuple(job.name for job, _, _ in self.running.values())
-        self.watch(Standing(len(self.jobs), len(self.results), names, len(self.failures), self.said, seconds))
+        self.watch(Standing(len(self.jobs), len(self.results), names, tuple(self.failures), self.said, seconds))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from inhibitor.config import Config, ModelName, UserPath
+from inhibitor.config import Config, ModelName, Seed, UserPath
 from inhibitor.data.files import OnBadRow
 from inhibitor.data.tasks import TASKS
 from inhibitor.distill.recipe import (
@@ -27,7 +27,6 @@ EXPERIMENTS: tuple[Experiment, ...] = ("e0", "e1", "e2", "e1e2")
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
 BeforeTask = Annotated[LayerwiseStage | JointStage | FullStage, Field(discriminator="kind")]
 
 
