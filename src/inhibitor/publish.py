@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from inhibitor.data.corpus import TextConfig
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.errors import RunError, notice
 from inhibitor.models.difference import is_folder, write_difference
-from inhibitor.models.loading import DIFFERENCE, MINILM, load_pretrained, weights_sha256
+from inhibitor.models.families import longest_input
+from inhibitor.models.loading import DIFFERENCE, MINILM, load_pretrained, sha256, weights_file
 from inhibitor.report.records import Distill, read_runs
 from inhibitor.report.results import STATES, short
 from inhibitor.report.tables import Table, number, plain, to_markdown
@@ -72,9 +74,10 @@ def publish(run: Path, output: Path, scores: Path | None = None) -> Published:
         notice(f"The student loads only where its teacher lies in {Path(config.teacher).expanduser().resolve()}.")
     student = load_pretrained(AutoModel, str(Run(run).model), dtype=torch.float32)
     tokenizer = load_pretrained(AutoTokenizer, str(Run(run).model))
-    aside = output.with_name(f"{output.name}{ASIDE}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for remnant in output.parent.glob(f".{output.name}.*{ASIDE}"):  # of one that was killed
+        shutil.rmtree(remnant, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=ASIDE, dir=output.parent))
     try:
         equal = write_difference(student, config.teacher, aside)
         student.config.architectures = [type(student).__name__]
@@ -83,6 +86,7 @@ def publish(run: Path, output: Path, scores: Path | None = None) -> Published:
         rounding = _rounding(student, tokenizer, config.example, aside)
         card = _Card(output.name, run, config, text, metrics, records, student, aside, equal, rounding)
         write_text(aside / CARD, str(card))
+        aside.chmod(0o755)
         for path in aside.iterdir():
             path.chmod(0o644)
         shutil.rmtree(output, ignore_errors=True)
@@ -196,7 +200,7 @@ Seed {self.metrics.seed}. {self._versions()}
 teacher in bfloat16, and what the teacher does not have.
 
 The teacher is `{teacher}`{source}, its `model.safetensors` of SHA-256
-`{weights_sha256(teacher)}`. It is loaded with the student, and refused if it is another.
+`{sha256(weights_file(teacher))}`. It is loaded with the student, and refused if it is another.
 These tensors are the teacher's to the last bit and left out: {", ".join(f"`{name}`" for name in self.equal) or "none"}.
 
 Rounding to bfloat16 changes the last hidden states by a relative squared error of {self.rounding:.1e}, on the sentence
@@ -262,7 +266,7 @@ Rounding to bfloat16 changes the last hidden states by a relative squared error 
 
     def _limits(self) -> str:
         longest = self.text.max_length
-        reads = getattr(self.student.config, "max_position_embeddings", longest)
+        reads = longest_input(self.student) or longest
         lines = [
             f"Distilled on at most {longest} tokens at a time. It reads {reads}; what that costs is not measured here.",
             f"One student, of seed {self.metrics.seed}: the spread in the scores is that of fine-tuning alone.",

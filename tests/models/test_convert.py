@@ -25,7 +25,7 @@ from transformers import (
 import inhibitor
 from inhibitor.errors import InhibitorError, ModelError
 from inhibitor.models import classes
-from inhibitor.models.attention import NAME, inhibitor_layers
+from inhibitor.models.attention import NAME, InhibitorAttention, inhibitor_layers
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.models.families import FAMILIES, longest_input
 
@@ -95,7 +95,35 @@ def test_a_student_saved_before_there_was_a_reach_stays_what_it_was(tmp_path):
         assert torch.equal(loaded(**batch())[0], model(**batch())[0])
     assert loaded.state_dict().keys() == model.state_dict().keys()
     loaded.save_pretrained(tmp_path / "again")
-    assert AutoConfig.from_pretrained(tmp_path / "again").inhibitor == saved[NAME]
+    assert AutoConfig.from_pretrained(tmp_path / "again").inhibitor == model.config.inhibitor
+    assert loaded.config.inhibitor == model.config.inhibitor  # whole, for all that read it
+
+
+def test_a_model_that_gave_its_attentions_unasked_can_be_saved(tmp_path):
+    config = CONFIGS["bert"]()
+    config._attn_implementation, config.output_attentions = "eager", True
+    model = inhibitor.convert(BertModel(config).eval())
+    assert model(**batch()).attentions is None
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is type(model)
+
+
+def test_a_class_takes_the_arguments_of_transformers(tmp_path):
+    model = inhibitor.convert(softmax_model())
+    model.save_pretrained(tmp_path)
+    assert type(type(model).from_pretrained(pretrained_model_name_or_path=tmp_path)) is type(model)
+
+
+def test_gains_of_a_model_in_float64_are_in_float64():
+    attention = InhibitorAttention(InhibitorConfig(delta=0.0), 2, 4).double()
+    assert attention.query_gain is not None
+    torch.nn.init.normal_(attention.query_gain, generator=torch.Generator().manual_seed(0))
+    query, key, value = torch.randn(3, 1, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def call(query: torch.Tensor) -> torch.Tensor:
+        return attention.forward(query, key, value, None, False, 0.5)
+
+    assert torch.autograd.gradcheck(call, query.requires_grad_())
 
 
 def test_without_the_package_loading_fails_loudly(tmp_path):

@@ -126,6 +126,48 @@ def test_it_loads_from_a_folder_within_and_from_the_hubs_cache(folder, student, 
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
 
 
+def test_its_teacher_is_looked_for_where_the_student_is(tmp_path, tiny_bert):
+    """In the hub's cache, at the commit that was subtracted, whatever its main branch is now."""
+    hub, names = tmp_path / "hub", {"our/teacher": "1" * 40, "our/student": "2" * 40}
+
+    def cache(name, commit, source):
+        place = hub / f"models--{name.replace('/', '--')}"
+        shutil.copytree(source, place / "snapshots" / commit)
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / "main").write_text(commit)
+
+    cache("our/teacher", names["our/teacher"], tiny_bert)
+    options = {"cache_dir": hub, "local_files_only": True}
+    student, folder = trained("our/teacher", **options), tmp_path / "student"
+    folder.mkdir()
+    student.config.save_pretrained(folder)
+    write_difference(student, "our/teacher", folder, **options)
+    cache("our/student", names["our/student"], folder)
+    cache("our/teacher", "3" * 40, trained_again(tiny_bert, tmp_path))
+    model = AutoModel.from_pretrained("our/student", **options)
+    assert model.name_or_path == "our/student"
+    theirs = student.state_dict()
+    assert all(torch.allclose(tensor, theirs[name], atol=1e-3) for name, tensor in model.state_dict().items())
+
+
+def trained_again(teacher, folder):
+    """The teacher with other weights, in a folder."""
+    model = AutoModel.from_pretrained(teacher)
+    with torch.no_grad():
+        model.pooler.dense.bias.add_(1.0)
+    model.save_pretrained(folder / "again")
+    return folder / "again"
+
+
+def test_a_variant_is_whole_weights(folder):
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.pooler.dense.bias.fill_(7.0)
+    model.save_pretrained(folder, variant="mine")
+    assert AutoModel.from_pretrained(folder, variant="mine").pooler.dense.bias[0] == 7.0
+    assert AutoModel.from_pretrained(folder).pooler.dense.bias[0] != 7.0
+
+
 def test_a_model_saved_into_its_folder_takes_its_place(folder):
     model = AutoModel.from_pretrained(folder)
     with torch.no_grad():
@@ -172,6 +214,8 @@ FAULTS = {
     ),
     "no header": (lambda folder: rewrite(folder, teacher=""), "a difference of format 1"),
     "broken header": (lambda folder: rewrite(folder, equal="["), "a difference of format 1"),
+    "a number for names": (lambda folder: rewrite(folder, equal="5"), "a difference of format 1"),
+    "lists for names": (lambda folder: rewrite(folder, equal='[["a"]]'), "a difference of format 1"),
     "format of tomorrow": (lambda folder: rewrite(folder, format="2"), "got format 2.*update inhibitor"),
     "a tensor that the teacher lacks": (
         lambda folder: rewrite(folder, equal='["embeddings.colour"]'),

@@ -60,6 +60,9 @@ FAULTS = {
     "pickled weights": (pickled, r"model\.safetensors, got only pytorch_model\.bin, which could run code.*Convert"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "got no weights"),
     "truncated weights": (truncated, "files that AutoModel can load"),
+    "unknown activation": (rewrite(hidden_act="nope"), "files that AutoModel can load"),
+    "no heads": (rewrite(num_attention_heads=0), "files that AutoModel can load"),
+    "a word for a number": (rewrite(hidden_size="abc"), "files that AutoModel can load"),
     "weights of another shape": (rewrite(hidden_size=64), "files that AutoModel can load"),
 }
 

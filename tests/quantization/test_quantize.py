@@ -8,13 +8,23 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from inhibitor import InhibitorConfig, InhibitorError, Int8Config, convert, quantize
+from inhibitor.errors import ModelError
 from inhibitor.models.attention import inhibitor_layers
 from inhibitor.models.int8 import integer_layers
 from inhibitor.models.int8_attention import IntegerInhibitorAttention
 from inhibitor.models.int8_layers import FakeInt8Embedding, FakeInt8Linear, Int8Embedding, Int8Linear
+from inhibitor.quantization.samples import collect
 from tests.quantization.conftest import make_student
 
 CONFIGS = [
@@ -326,6 +336,73 @@ def test_an_activation_becomes_one_with_the_layer_before_it(activation, name, tm
         model.save_pretrained(tmp_path)
         assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(**batch).last_hidden_state, after)
     assert 10 * torch.log10(before.square().sum() / (after - before).square().sum()) > 25
+
+
+class Adapter(torch.nn.Module):
+    """A linear layer with another beside it that adds nothing yet, as LoRA begins."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.more = base, torch.nn.Linear(base.in_features, base.out_features)
+        torch.nn.init.zeros_(self.more.weight)
+        torch.nn.init.zeros_(self.more.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.more(x)
+
+
+@pytest.mark.parametrize("path", ["intermediate.dense", "output.dense", "attention.self.query"])
+def test_a_wrapped_layer_loses_neither_its_activation_nor_its_grid(path):
+    model, batch = wide("gelu"), {"input_ids": torch.randint(200, (8, 16))}
+    layer = model.encoder.layer[0]
+    layer.set_submodule(path, Adapter(layer.get_submodule(path)))
+    with torch.no_grad():
+        before = model(**batch).last_hidden_state
+        after = quantize(model, None, [batch])(**batch).last_hidden_state
+    assert 10 * torch.log10(before.square().sum() / (after - before).square().sum()) > 20
+
+
+def test_tokens_are_taken_from_all_over_the_rows(tiny_bert, tokenizer):
+    """However many batches there are: of each one token, not its first."""
+    student, ids = make_student(tiny_bert), torch.randint(5, 30, (1, 16))
+    ids[:, 0] = tokenizer.cls_token_id
+    batches = [{"input_ids": ids.roll(shift, 1)[:, :16]} for shift in range(16)] * 70
+    for batch in batches:
+        batch["input_ids"][:, 0] = tokenizer.cls_token_id
+    first = student.base_model.encoder.layer[0].attention.self.query
+    kept = collect(student, batches, {"first": first}).inputs["first"]
+    assert len(kept) == len(batches)
+    assert len(kept.unique(dim=0)) > 50
+
+
+def test_ids_that_no_table_has_are_refused_as_by_the_float_model(student, batches):
+    for ids in (torch.tensor([[5, -1]]), torch.tensor([[5, 10_000]])):
+        with pytest.raises(IndexError):
+            student(input_ids=ids)
+    quantize(student, None, batches)
+    for ids in (torch.tensor([[5, -1]]), torch.tensor([[5, 10_000]])):
+        with pytest.raises(IndexError):
+            student(input_ids=ids)
+    with pytest.raises(ModelError, match=r"embeddings in int8.*Resize the float model"):
+        student.resize_token_embeddings(200)
+
+
+def test_distilbert_with_sinusoidal_positions_comes_back(batches, tmp_path):
+    config = DistilBertConfig(
+        vocab_size=200,
+        dim=32,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=48,
+        sinusoidal_pos_embds=True,
+        max_position_embeddings=64,
+    )
+    batch = {name: tensor for name, tensor in batches[0].items() if name != "token_type_ids"}
+    model = quantize(convert(DistilBertModel(config)).eval(), None, [batch])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).last_hidden_state, model(**batch).last_hidden_state)
 
 
 def test_codes_are_given_to_one_grid_only():

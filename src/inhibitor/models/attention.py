@@ -16,6 +16,7 @@ from inhibitor.errors import ModelError
 from inhibitor.models.config import InhibitorConfig
 from inhibitor.models.families import attention_modules
 from inhibitor.ops import inhibitor_attention
+from inhibitor.ops.masks import accumulation_dtype
 from inhibitor.ops.reference import inhibition
 
 NAME = "inhibitor"
@@ -51,11 +52,14 @@ class InhibitorAttention(nn.Module):
             nn.init.zeros_(self.query_gain)
 
     def gain(self, query: Tensor) -> Tensor:
-        """η, or of each query its own, η · exp(query · u): (heads,) or (batch, heads, queries), in float32."""
+        """η, or of each query its own, η · exp(query · u): (heads,) or (batch, heads, queries), in at least float32."""
         if self.query_gain is None:
             return self.eta
         with torch.autocast(query.device.type, enabled=False):
-            return self.eta.unsqueeze(-1) * (query.float() * self.query_gain.unsqueeze(1)).sum(-1).exp()
+            return (
+                self.eta.unsqueeze(-1)
+                * (query.to(accumulation_dtype(query.dtype)) * self.query_gain.unsqueeze(1)).sum(-1).exp()
+            )
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float

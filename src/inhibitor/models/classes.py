@@ -76,6 +76,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
     from inhibitor.models.attention import NAME, InhibitorAttention
     from inhibitor.models.convert import adopt, attach
     from inhibitor.models.int8 import attach_int8, freeze
+    from inhibitor.models.int8_layers import Int8Embedding
 
     def refuse_other(attn_implementation: Any) -> None:
         if attn_implementation not in (None, NAME):
@@ -100,21 +101,34 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         else:
             architecture._init_weights(self, module)
 
+    def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.get_input_embeddings(), Int8Embedding):
+            raise ModelError(
+                "embeddings in int8",
+                expected="the size that they have",
+                got="another",
+                remedy="Resize the float model, and quantize that.",
+            )
+        return architecture.resize_token_embeddings(self, *args, **kwargs)
+
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         refuse_other(attn_implementation)
 
-    def from_pretrained(cls: Any, /, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls: Any, /, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
         from inhibitor.models.difference import find_difference, read_difference
 
+        name = source = pretrained_model_name_or_path
         given = kwargs.get("state_dict") is not None
         difference = None if name is None or given else find_difference(str(name), **kwargs)
-        source = name
         if difference is not None:
-            source, config, kwargs["state_dict"] = None, config or str(name), read_difference(difference)
+            source, config = None, config or str(name)
+            kwargs["state_dict"] = read_difference(difference, **kwargs)
         found = architecture.from_pretrained.__func__(cls, source, *args, config=config, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
-        if difference is not None:
-            model.config._name_or_path = str(name)  # from which a pipeline takes the tokenizer
+        if difference is not None:  # a pipeline takes the tokenizer from there, an adapter is saved with it
+            model.name_or_path = model.config._name_or_path = str(name)
         freeze(model)
         return found
 
@@ -124,6 +138,7 @@ def model_class(architecture: type["PreTrainedModel"]) -> type["PreTrainedModel"
         "__init__": __init__,
         "_init_weights": _init_weights,
         "from_pretrained": classmethod(from_pretrained),
+        "resize_token_embeddings": resize_token_embeddings,
         "set_attn_implementation": set_attn_implementation,
         "config_class": config_class(architecture.config_class.model_type),
     }

@@ -21,7 +21,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
 
     The class and the configuration become the inhibitor ones, so that ``save_pretrained`` writes a model that
     ``AutoModel*.from_pretrained`` loads after ``import inhibitor``, and refuses without it. A converted model is not
-    yet a good one: calibrate or distil it.
+    yet a good one: calibrate or distil it. Dropout of attention weights, of which it has none, has no effect on it.
 
     Args:
         model: A BERT, DistilBERT, ELECTRA or RoBERTa model with any head: the whole model, not the base model in it.
@@ -57,6 +57,7 @@ def convert(model: PreTrainedModel, config: InhibitorConfig | None = None) -> Pr
     new.__class__ = config_class(family.model_type)
     new.__dict__.pop("model_type", None)  # a configuration read from a file has one of its own before its class's
     new.inhibitor = config.model_dump(mode="json")
+    new.output_attentions = False  # Z is asked of a call; a configuration that asks could not be saved
     _check_layers(config, len(attention_modules(model)), name)
     for module in model.modules():
         if getattr(module, "config", None) is old:
@@ -100,6 +101,7 @@ def attach(model: PreTrainedModel) -> None:
             remedy="Make it with inhibitor.convert.",
         )
     config = InhibitorConfig.parse(BEFORE_REACH | values if isinstance(values, dict) else values, source=NAME)
+    model.config.inhibitor = config.model_dump(mode="json")  # whole, whatever the file left to the defaults
     modules = attention_modules(model)
     _check_layers(config, len(modules), type(model).__name__)
     heads = model.config.num_attention_heads

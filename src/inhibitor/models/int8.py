@@ -61,7 +61,8 @@ def parts(model: PreTrainedModel, config: Int8Config) -> Iterator[Part]:
         done = FakeInt8Linear if config.linear == "fake" else ()
         for layer, feed_forward in zip(layer_modules(model), feed_forward_modules(model), strict=True):
             first, between, second = feed_forward
-            activation = ACTIVATIONS.get(type(between))
+            plain = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)  # not wrapped, as an adapter does
+            activation = ACTIVATIONS.get(type(between)) if plain else None
             for module in layer.modules():
                 if isinstance(module, nn.Linear) and not isinstance(module, done):
                     given = (activation, names[second]) if module is first and activation else ()
@@ -109,6 +110,7 @@ def attach_int8(model: PreTrainedModel) -> None:
             got=str(torch.get_default_dtype()),
             remedy="Load an int8 model with dtype=torch.float32.",
         )
+    model.config.int8 = config.model_dump(mode="json")  # whole, whatever the file left to the defaults
     for part in list(parts(model, config)):
         model.set_submodule(part.path, empty(part, config))
     freeze(model)

@@ -50,7 +50,8 @@ class IntegerInhibitorAttention(InhibitorAttention):
         """Context of shape (batch, heads, queries, value_dim)."""
         gain = self.gain(query)
         exact = self._exact(query, key, value, gain, attn_mask, is_causal, scale)
-        if not torch.is_grad_enabled():
+        trained = query, key, value, gain, *self.parameters()
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in trained):
             return exact
         low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
         query_key_step, value_step = self.steps()

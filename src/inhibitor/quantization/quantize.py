@@ -29,7 +29,7 @@ def quantize(
     Args:
         model: With inhibitor attention, in float32, in evaluation mode; changed in place.
         config: What becomes integers; the default is everything there is.
-        batches: Inputs of the model, a few hundred sentences like those that it will read, with ``attention_mask``
+        batches: Inputs of the base model, a few hundred sentences like those that it will read, with ``attention_mask``
             where there is padding; or one of them.
 
     Returns:
@@ -82,6 +82,8 @@ def quantize(
         if layer not in learned:
             calibrate_attention(attention, *samples.heads[layer], samples.largest[layer])
     model.config.int8 = config.model_dump(mode="json")
+    if config.embeddings == INT8 and getattr(model.config, "sinusoidal_pos_embds", False):
+        model.config.sinusoidal_pos_embds = False  # DistilBERT's, which it would make anew at loading; they are codes
     freeze(model)
     return model.eval()
 

@@ -48,14 +48,14 @@ def collect(
         DataError: There is no batch, no token in them, or a NaN or infinity comes by.
     """
     batches = list(batches)
-    share = max(1, TOKENS // max(len(batches), 1))
+    share, generator = max(1, TOKENS // max(len(batches), 1)), torch.Generator().manual_seed(0)
     kept: dict[str, list[Tensor]] = {}
     samples = Samples()
     heads: dict[int, list[tuple[Tensor, ...]]] = {}
     for batch in batches:
         ids = batch["input_ids"]
         real = batch.get("attention_mask", torch.ones_like(ids)).bool().flatten().nonzero().flatten()
-        chosen = real[:: max(1, len(real) // share)][:share] if len(real) else real
+        chosen = real[torch.randperm(len(real), generator=generator)[:share].to(real.device)]
         with _watching(linears, real, chosen, kept, samples.ranges), tapping(model) as tapped:
             model.base_model(**batch)
         for layer, tap in tapped.items():
