@@ -140,6 +140,14 @@ def test_every_generator_goes_back(tmp_path):
     assert draw() == first
 
 
+def test_a_training_that_goes_on_on_other_devices_says_so(monkeypatch, capsys):
+    state = random_state()
+    devices = SimpleNamespace(get_rng_state_all=lambda: [torch.zeros(1)] * 2, set_rng_state_all=None)
+    monkeypatch.setattr(checkpoints, "_accelerator", lambda: devices)
+    set_random_state(state)
+    assert "goes on on other accelerators" in capsys.readouterr().err
+
+
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
     """As in an objective that holds a language model, whose head shares its matrix with the embeddings."""
 

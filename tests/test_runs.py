@@ -157,7 +157,7 @@ def test_what_is_no_finished_run_is_told_apart(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "letter").write_text("dear")
-    with pytest.raises(RunError, match=r"letter/a/b: expected a folder, got the file .*letter\. Choose another output"):
+    with pytest.raises(RunError, match=r"letter/a/b: expected a folder, got the file .*letter\. Choose another one"):
         Run.start(tmp_path / "letter" / "a" / "b", Settings())
 
     def refuse(*args, **kwargs):

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from inhibitor import training
 from inhibitor.checkpoints import load_state
 from inhibitor.errors import Interrupted, RunError
-from inhibitor.trainer import _Clock
+from inhibitor.trainer import FiniteTrainer, _Clock
 from inhibitor.training import fit, last_checkpoint
 from tests.faults import LONG, record
 from tests.faults.tiny import STEPS, At, Net, Rows, Stream, build, collate, ending, kill_with, steps, swift  # noqa: F401
@@ -301,6 +301,14 @@ def test_the_clock_leaves_out_evaluation_and_checkpoints(monkeypatch):
         getattr(clock, f"on_{event}")(None, None, None)
     assert trainer.trained_seconds == 2.0 + 3.0
     assert trainer._epoch_over
+
+
+def test_of_several_gpus_one_is_used_and_it_says_so(tmp_path, capsys):
+    arguments = build(tmp_path).args
+    arguments._n_gpu = 2
+    trainer = FiniteTrainer(model=Net(), args=arguments, title="tiny")
+    assert trainer.args.n_gpu == 1
+    assert "one of 2 GPUs is used; torchrun --nproc_per_node 2" in capsys.readouterr().err
 
 
 def test_another_number_of_processes_is_refused(tmp_path):

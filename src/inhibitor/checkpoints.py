@@ -279,8 +279,12 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     accelerator = _accelerator()
     if accelerator is not None:
+        states = state.get("accelerator", ())
+        if len(states) != len(random_state()["accelerator"]):  # begun on other devices
+            notice("this training goes on on other accelerators, with random numbers of its own.")
+            return
         every = getattr(accelerator, "set_rng_state_all", lambda states: accelerator.set_rng_state(*states))
-        every(state["accelerator"])
+        every(states)
 
 
 def _accelerator() -> Any:

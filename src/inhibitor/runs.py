@@ -19,6 +19,7 @@ from inhibitor.errors import InhibitorError, RunError
 CONFIG, VERSIONS, METRICS, MODEL, REPORT = "config.yaml", "versions.json", "metrics.json", "model", "report.html"
 LOCK, WRITING = "run.lock", ".writing"
 ACCURACY = "accuracy.jsonl"  # of a grid of runs
+NO_RESULT = {"output", "report_to", "carbon_intensity", "example"}  # of a configuration: what may change on the way
 PACKAGES = ("inhibitor-attention", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -89,7 +90,8 @@ class Run:
                 remedy="Choose another output, or go on with the version of that run.",
             ) from None
         now = _flat(config)
-        different = [key for key in before | now if before.get(key) != now.get(key)]
+        compared = [key for key in before | now if key.partition(".")[0] not in NO_RESULT]
+        different = [key for key in compared if before.get(key) != now.get(key)]
         if different:
             listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in different[:10])
             raise RunError(
@@ -203,7 +205,7 @@ def check_folder(path: Path) -> None:
     found = next(place for place in (path, *path.parents) if place.exists())
     if not found.is_dir():
         got = "a file" if found == path else f"the file {found}"
-        raise RunError(str(path), expected="a folder", got=got, remedy="Choose another output.")
+        raise RunError(str(path), expected="a folder", got=got, remedy="Choose another one.")
 
 
 @contextmanager

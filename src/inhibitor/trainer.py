@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers import TrainingArguments as Arguments
 
 from inhibitor import checkpoints
-from inhibitor.errors import Interrupted, RunError
+from inhibitor.errors import Interrupted, RunError, notice
 
 BROKEN_BATCH = "broken-batch"
 SLACK = 1 << 20  # bytes of a checkpoint beside its tensors
@@ -48,6 +48,11 @@ class FiniteTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(self, *, title: str, tokens_per_step: float | None = None, **kwargs: Any) -> None:
+        arguments: Arguments = kwargs["args"]
+        count = arguments.n_gpu
+        if count > 1:  # Trainer would take them all by nn.DataParallel, with as many rows for each
+            notice(f"one of {count} GPUs is used; torchrun --nproc_per_node {count} would use all of them.")
+            arguments._n_gpu = 1
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False  # or Trainer takes each loss for a sum that the model has divided
         self.trained_seconds = self.checkpoint_seconds = 0.0

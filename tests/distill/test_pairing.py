@@ -242,6 +242,12 @@ def test_another_size(recipe, teacher, tmp_path, stage, message):
     refused(recipe, message)
 
 
+def test_other_heads_are_not_calibrated_on_the_teachers(recipe, teacher, tmp_path):
+    recipe["student"] = saved(tmp_path / "narrow", teacher, num_attention_heads=4)
+    recipe["stages"] = [{"kind": "full", "tokens": 256, "batch_size": 4}]
+    refused(recipe, r"calibration: expected .* 2 heads of 16 values, got 4 heads of 8\. Set calibration: null")
+
+
 def test_rows_longer_than_a_model_reads(task_recipe):
     task_recipe["stages"][0]["max_length"] = 200
     refused(task_recipe, "a max_length of at most 128, got 200")

@@ -112,6 +112,13 @@ def test_it_is_measured_on_blocks_of_every_length(recipe):
     ]
 
 
+def test_it_is_measured_on_every_length_where_there_are_more_than_four(recipe):
+    recipe["validation_sequences"] = 64
+    recipe["stages"] = [{"kind": "full", "tokens": 4096, "batch_size": 4}]
+    shapes = [tuple(batch["input_ids"].shape) for batch in material(recipe, max_length=128, min_length=8).validation]
+    assert {length for _, length in shapes} == {128, 64, 32, 16, 8}
+
+
 def test_calibration_reads_several_lengths(recipe):
     config = DistillConfig.parse(recipe)
     assert config.calibration is not None

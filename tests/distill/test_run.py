@@ -6,18 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DistilBertConfig,
     DistilBertModel,
+    PreTrainedModel,
 )
 
 from inhibitor.distill import run as run_module
 from inhibitor.distill.recipe import DistillConfig
 from inhibitor.distill.run import distill
-from inhibitor.errors import InhibitorError
+from inhibitor.errors import InhibitorError, RunError
+from inhibitor.report import write_report
+from tests.distill.test_pairing import saved
 from tests.distill.test_teacher import counted
 
 
@@ -227,6 +231,55 @@ def test_another_teacher_under_the_same_name_is_refused(recipe, teacher, tmp_pat
     model.save_pretrained(tmp_path / "teacher")
     with pytest.raises(InhibitorError, match="other weights under its name"):
         distill(config)
+
+
+def test_other_data_under_the_same_name_are_refused(recipe, text, tmp_path, monkeypatch):
+    own = tmp_path / "text.txt"
+    shutil.copy(text, own)
+    recipe["text"]["files"] = [str(own)]
+    config = DistillConfig.parse(recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Distillation, "_finish", _die)
+        with pytest.raises(Killed):
+            distill(config)
+    own.write_text(own.read_text().replace("film", "plot"))
+    with pytest.raises(InhibitorError, match="the text and rows that this run began with, got files of other contents"):
+        distill(config)
+    shutil.copy(text, own)
+    report = {"carbon_intensity": 100.0, "example": "the film", "output": str(tmp_path / "x" / ".." / "run")}
+    (tmp_path / "x").mkdir()
+    assert distill(DistillConfig.parse(recipe | report))["kind"] == "distill"  # which change no result
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 64}, {"hidden_size": 64, "num_attention_heads": 4}], ids=str)
+def test_a_student_of_another_hidden_size(recipe, teacher, tmp_path, sizes):
+    """Nothing of it has the teacher's shape, so no error of its layers is known; it learns all the same."""
+    recipe |= {"student": saved(tmp_path / "wide", teacher, **sizes), "calibration": None}
+    recipe["stages"] = [{"kind": "full", "projection": True, "tokens": 4096, "batch_size": 4, "learning_rate": 1e-3}]
+    config = DistillConfig.parse(recipe)
+    metrics = distill(config)
+    losses = [step["loss"] for step in metrics["stages"][0]["history"]]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert [state["hidden_error"] for state in metrics["states"]] == [[], []]
+    assert write_report([config.output], tmp_path / "report.html").is_file()
+
+
+def test_a_state_that_cannot_be_written_is_named(recipe, monkeypatch):
+    def full(*arguments, **options):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(RunError, match="stages: expected room for the state 'converted', got SafetensorError"):
+        distill(DistillConfig.parse(recipe))
+
+
+def test_integers_that_a_student_cannot_have_are_refused_before_any_work(recipe, masked_lm):
+    stages = [{"kind": "joint", "tokens": 512}, {"kind": "logits", "tokens": 512, "integers": {}}]
+    recipe |= {"teacher": str(masked_lm), "stages": [{**stage, "batch_size": 4} for stage in stages]}
+    config = DistillConfig.parse(recipe)
+    with pytest.raises(InhibitorError, match="embeddings of their own, got a table that the output layer shares"):
+        distill(config)
+    assert not (config.output / "stages").exists()
 
 
 def test_bad_rows_of_text_are_set_aside_and_counted(recipe, tmp_path):

@@ -51,8 +51,6 @@ def errors(
                     rows = intervals == interval
                     parts = squared_errors(state[rows], target[rows], mask[rows])
                     of_name[interval] = of_name.get(interval, 0) + parts
-    if not totals:
-        raise ValueError("nothing to compare")
     ratios = {name: _ratio(torch.stack(list(parts.values())).sum(0)) for name, parts in totals.items()}
     found = {kind: [ratios[name] for name in known if name in ratios] for kind, known in names.items()}
     hidden = [totals[name] for name in names["hidden_error"] if name in totals]

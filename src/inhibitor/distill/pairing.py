@@ -202,6 +202,7 @@ def _layers(config: DistillConfig, teacher: PreTrainedModel, student: PreTrained
 
 def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     ours, theirs = student.config, teacher.config
+    shapes = [(side.num_attention_heads, side.hidden_size // side.num_attention_heads) for side in (ours, theirs)]
     for stage in config.stages:
         fed = isinstance(stage, JointStage) or (isinstance(stage, LayerwiseStage) and stage.inputs == "teacher")
         fed = fed or any(loss.startswith("output") for loss in stage.losses)
@@ -217,7 +218,6 @@ def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTr
                 else "Set projection in that stage.",
             )
         contexts = any(loss.startswith("context") for loss in stage.losses)
-        shapes = [(side.num_attention_heads, side.hidden_size // side.num_attention_heads) for side in (ours, theirs)]
         if contexts and shapes[0] != shapes[1]:
             raise ModelError(
                 f"the {stage.kind} stage",
@@ -225,6 +225,13 @@ def _check_sizes(config: DistillConfig, teacher: PreTrainedModel, student: PreTr
                 got=f"{shapes[0][0]} heads of {shapes[0][1]}",
                 remedy="Compare hidden states or logits instead of contexts.",
             )
+    if config.calibration is not None and shapes[0] != shapes[1] and not inhibitor_layers(student):
+        raise ModelError(
+            "calibration",
+            expected=f"a student with the teacher's {shapes[1][0]} heads of {shapes[1][1]} values",
+            got=f"{shapes[0][0]} heads of {shapes[0][1]}",
+            remedy="Set calibration: null; the student's attention then begins as inhibitor says.",
+        )
 
 
 def _check_inputs(

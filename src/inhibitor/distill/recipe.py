@@ -27,7 +27,7 @@ class CalibrationConfig(Config):
     """
 
     sequences: int = Field(default=8, gt=0)
-    lengths: tuple[int, ...] = (16, 48)
+    lengths: tuple[Annotated[int, Field(gt=0)], ...] = (16, 48)
 
 
 class IntegersConfig(Config):
@@ -198,7 +198,7 @@ class TaskStage(WholeModel):
         default={"soft_labels": 0.5, "hidden_mse": 0.5}, min_length=1
     )
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
-    floor: float | None = None
+    floor: float | None = Field(default=None, allow_inf_nan=False)
     dropout: bool = True
 
 

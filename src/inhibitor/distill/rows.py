@@ -78,11 +78,12 @@ class Material:
         if self.text is not None:
             texts = [self.text, *filter(None, map(config.text_of, config.stages))]
             every = max(texts, key=lambda text: len(text.lengths))  # all lengths that some stage trains on
-            held_out = list(corpus.packed(every, tokenizer, config.seed, run=MEASURE_BATCH, held_out=True).take(count))
+            together = max(1, min(MEASURE_BATCH, count // len(every.lengths)))  # so that each length has its turn
+            held_out = list(corpus.packed(every, tokenizer, config.seed, run=together, held_out=True).take(count))
         else:
-            split = next(iter(self.evaluation.values()))
+            together, split = MEASURE_BATCH, next(iter(self.evaluation.values()))
             held_out = [split[row] for row in range(min(count, len(split)))]
-        self.validation = self._batches(held_out, MEASURE_BATCH)
+        self.validation = self._batches(held_out, together)
         self._fixed: dict[tuple[corpus.TextConfig | None, float], Rows] = {}
 
     def rows(self, index: int, stage: AnyStage) -> Rows:

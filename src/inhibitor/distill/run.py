@@ -1,7 +1,9 @@
 """One distillation from recipe to report: resumable stage by stage, layer by layer, checkpoint by checkpoint."""
 
 import shutil
+from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -28,8 +30,10 @@ from inhibitor.evaluate.evaluate import headline, score
 from inhibitor.models.attention import contexts, inhibitor_layers
 from inhibitor.models.config import Int8Config
 from inhibitor.models.int8 import attach_int8
+from inhibitor.models.loading import sha256
 from inhibitor.quantization import quantize
-from inhibitor.runs import METRICS, Run
+from inhibitor.quantization.quantize import check as check_quantizable
+from inhibitor.runs import METRICS, Run, check_folder
 from inhibitor.training import processes
 
 STAGES, CHECKPOINTS = "stages", "checkpoints"
@@ -51,6 +55,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     if Run(config.output).finished:
         return Run.start(config.output, config).metrics()
     trackers.check(config.report_to)
+    if config.cache is not None:
+        check_folder(config.cache)
     task = config.task
     text = {} if config.text is None else corpus.check(config.text)
     labelled = None
@@ -67,6 +73,24 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     with energy.Meter(carbon_intensity=config.carbon_intensity) as meter:
         counts = {str(path): contents.tally.counts() for path, contents in text.items()}
         return _Distillation(run, config, pair, labelled, counts, meter).complete()
+
+
+def _rounded(integers: IntegersConfig) -> Int8Config:
+    """The parts in their forms for training."""
+    return Int8Config(
+        attention=integers.attention,
+        linear="fake" if integers.linear else "float",
+        weights=integers.weights,
+        embeddings="fake" if integers.embeddings else "float",
+    )
+
+
+def _digests(text: Iterable[str], labelled: LabelledData | None) -> list[Any]:
+    """What tells that data are the same as before: the SHA-256 of files; of a split from the hub its number of rows."""
+    found: list[Any] = [sha256(Path(path)) for path in text]
+    if labelled is not None:
+        found += [[split.name, split.sha256 or len(split.rows)] for split in labelled.splits.values()]
+    return found
 
 
 class _Distillation:
@@ -92,6 +116,7 @@ class _Distillation:
         self.progress: dict[str, Any] = {
             "saves": 0,
             "teacher": {"sha256": self.teacher.digest()},
+            "data": _digests(counts, labelled),
             "states": [],
             "stages": [],
             "parameters": {},
@@ -126,12 +151,7 @@ class _Distillation:
     def _quantize(self, integers: IntegersConfig, index: int, stage: AnyStage, name: str) -> None:
         """Put the student on integers before a stage that trains it for them, and keep that state."""
         if "int8" not in self.progress:
-            config = Int8Config(
-                attention=integers.attention,
-                linear="fake" if integers.linear else "float",
-                weights=integers.weights,
-                embeddings="fake" if integers.embeddings else "float",
-            )
+            config = _rounded(integers)
             rows = self.material.rows(index, stage)
             chosen = list(islice(rows.dataset, integers.sequences))
             starts = range(0, len(chosen), MEASURE_BATCH)
@@ -214,7 +234,8 @@ class _Distillation:
         if self.processes.is_main_process:
             split = next(iter(teacher["scores"]))
             notice(f"the teacher's {task.metrics[0]} on {task.name}, {split}, is {points:.1f}.")
-        floors = [stage.floor for stage in self.config.stages if isinstance(stage, TaskStage) and stage.floor]
+        tasks = (stage for stage in self.config.stages if isinstance(stage, TaskStage))
+        floors = [stage.floor for stage in tasks if stage.floor is not None]
         if floors and points < max(floors):
             raise ModelError(
                 self.config.teacher,
@@ -225,6 +246,8 @@ class _Distillation:
 
     def _rehearse(self) -> None:
         for index, stage in enumerate(self.config.stages):
+            if isinstance(stage, WholeModel) and stage.integers is not None and "int8" not in self.progress:
+                check_quantizable(self.student, _rounded(stage.integers))
             row = {name: tensor[:1] for name, tensor in self.material.validation[0].items()}
             if isinstance(stage, TaskStage):  # whose losses may want labels
                 rows = self.material.rows(index, stage)
@@ -276,6 +299,13 @@ class _Distillation:
                 expected="the teacher that this run began with",
                 got="other weights under its name",
                 remedy="Put the old weights back, or choose another output.",
+            )
+        if progress.get("data", self.progress["data"]) != self.progress["data"]:
+            raise RunError(
+                str(self.run.path),
+                expected="the text and rows that this run began with",
+                got="files of other contents under their names",
+                remedy="Put the old files back, or choose another output.",
             )
         self.progress = progress
         if "int8" in progress:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inhibitor.checkpoints import ASIDE, DAMAGED, Damaged, check, seal, sweep
-from inhibitor.errors import notice
+from inhibitor.errors import RunError, notice
 from inhibitor.runs import write_text
 
 PROGRESS, WEIGHTS = "progress.json", "model.safetensors"
@@ -34,13 +35,22 @@ class States:
         progress: Mapping[str, Any],
         keep: Collection[str],
     ) -> None:
-        """Write a state, then delete all others but those to keep."""
+        """Write a state, then delete all others but those to keep; ``RunError`` where it cannot be written."""
         sweep(self.folder)
         aside = self.folder / ASIDE
-        student.save_pretrained(aside / name)
-        tokenizer.save_pretrained(aside / name)
-        write_text(aside / name / PROGRESS, json.dumps(progress, indent=1))
-        seal(aside / name, self.folder / name, {"state": name})
+        try:
+            student.save_pretrained(aside / name)
+            tokenizer.save_pretrained(aside / name)
+            write_text(aside / name / PROGRESS, json.dumps(progress, indent=1))
+            seal(aside / name, self.folder / name, {"state": name})
+        except (OSError, SafetensorError) as error:
+            sweep(self.folder)
+            raise RunError(
+                str(self.folder),
+                expected=f"room for the state {name!r}",
+                got=f"{type(error).__name__}: {error}",
+                remedy="Free some space, then give the same command again: it goes on from the state before.",
+            ) from error
         for other in self._states():
             if other.name not in (name, *keep):
                 shutil.rmtree(other)

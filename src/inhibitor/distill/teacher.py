@@ -137,7 +137,7 @@ class Cache:
 
     def _key(self) -> str:
         found = hashlib.sha256(self.teacher.digest().encode())
-        for column in sorted(set(self.rows.dataset.column_names) - {ROW, "labels", "length"}):
+        for column in sorted(set(self.rows.dataset.column_names) - {ROW, "labels"}):
             found.update(column.encode())
             for row in self.rows.dataset[column]:
                 found.update(np.asarray(row, np.int64).tobytes())
