@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from inhibitor.config import Config
 from inhibitor.errors import InhibitorError, RunError
 
 CONFIG, VERSIONS, METRICS, MODEL, REPORT = "config.yaml", "versions.json", "metrics.json", "model", "report.html"
+DATA = "data.json"
 LOCK, WRITING = "run.lock", ".writing"
 ACCURACY = "accuracy.jsonl"  # of a grid of runs
 NO_RESULT = {"output", "report_to", "carbon_intensity", "example"}  # of a configuration: what may change on the way
@@ -26,7 +27,8 @@ PACKAGES = ("inhibitor-attention", "torch", "transformers", "accelerate", "datas
 class Run:
     """A run folder: ``config.yaml``, ``versions.json``, ``metrics.json``, ``model/``, pictures and ``report.html``.
 
-    ``metrics.json`` is written last, so a folder that has it holds a finished run.
+    While it goes on there is ``data.json``, which tells its data from others. ``metrics.json`` is written last, so a
+    folder that has it holds a finished run.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -67,6 +69,25 @@ class Run:
             )
         if foreign:
             self._check_same(config)
+
+    def hold_to(self, data: Mapping[str, str | int]) -> None:
+        """Note what the run reads, by name a digest or a number of rows; the same must be there when it goes on.
+
+        Raises:
+            RunError: It began with other data.
+        """
+        path = self.path / DATA
+        before: dict[str, Any] = read_json(path) if path.is_file() else {**data}
+        different = [name for name in {**before, **data} if before.get(name) != data.get(name)]
+        if different:
+            raise RunError(
+                str(self.path),
+                expected="the data that this run began with",
+                got=f"other contents of {different[0]}",
+                remedy="Put the old data back, or choose another output.",
+            )
+        if not path.is_file():
+            self.write_json(DATA, data)
 
     def _take(self, config: Config) -> None:
         self._hold()
@@ -178,6 +199,7 @@ class Run:
         """Write ``values`` into the folder, whole or not at all. ``metrics.json`` ends the run."""
         write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         if name == METRICS:
+            (self.path / DATA).unlink(missing_ok=True)
             self._release()
 
 

@@ -237,7 +237,7 @@ def test_more_tokens_than_a_model_knows(recipe, teacher, tmp_path):
     ],
 )
 def test_another_size(recipe, teacher, tmp_path, stage, message):
-    recipe["student"] = saved(tmp_path / "wide", teacher, hidden_size=64)
+    recipe |= {"student": saved(tmp_path / "wide", teacher, hidden_size=64), "calibration": None}
     recipe["stages"] = [{**stage, "tokens": 256, "batch_size": 4}]
     refused(recipe, message)
 

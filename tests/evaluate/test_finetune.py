@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from inhibitor.data.labelled import encode, load_task
 from inhibitor.data.tasks import get_task
 from inhibitor.errors import ConfigError, DataError, ModelError, RunError
+from inhibitor.evaluate import finetune as module
 from inhibitor.evaluate.evaluate import EvaluateConfig, evaluate, predict
 from inhibitor.evaluate.finetune import FinetuneConfig, finetune
 from inhibitor.training import FiniteTrainer
@@ -162,6 +163,22 @@ def test_interrupted_run_goes_on_to_the_same_weights(tiny_bert, sst2, monkeypatc
         assert resumed[key] == whole[key]
     expected = weights(sst2 / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config.output).items())
+
+
+def test_other_data_under_the_same_name_are_refused(tiny_bert, sst2, monkeypatch):
+    config, fit = configure(tiny_bert, sst2, sst2 / "run", epochs=1), module.fit
+    monkeypatch.setattr(module, "fit", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(config)
+    monkeypatch.setattr(module, "fit", fit)
+    train = sst2 / "sst2" / "train.jsonl"
+    before = train.read_text()
+    train.write_text(before.replace("good", "fine"))
+    with pytest.raises(RunError, match="the data that this run began with, got other contents of train"):
+        finetune(config)
+    train.write_text(before)
+    assert finetune(config)["kind"] == "finetune"
+    assert not (sst2 / "run" / "data.json").exists()
 
 
 def test_a_seed_that_no_generator_takes_is_refused(tiny_bert, sst2):

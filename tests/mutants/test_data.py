@@ -140,7 +140,7 @@ def documents(mutant: Mutant) -> None:
     path.write_bytes(b"a\n\nbad\xff\n\nb\n")
     (contents,) = mutant.corpus.check(mutant.corpus.TextConfig(files=(str(path),), on_bad_row="quarantine")).values()
     assert contents.tally.counts() == {"read": 5, "used": 4, "quarantined": 1}
-    assert [row["text"] for _, row in mutant.corpus._read_part(path, "text", "quarantine", False)] == ["b"]
+    assert [row["text"] for _, row in mutant.corpus._read_part(path, 0, "text", "quarantine", False)] == ["b"]
 
 
 CHECKS: list[Callable[[Mutant], None]] = [texts, places, faults, labels, counts, documents]

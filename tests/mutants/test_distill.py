@@ -269,7 +269,11 @@ CATALOGUE: dict[ModuleType, dict[Callable[..., None], list[tuple[str, str, str]]
             asked={"calibration": {"sequences": 2}},
         ): [("asked in vain", "if getattr(config, what) not in values:", "if not values:")],
         partial(test_pairing.test_another_size, stage={"kind": "layerwise"}, message="heads of 16"): [
-            ("contexts of another size", "shapes[0] != shapes[1]", "shapes[0][0] != shapes[1][0]")
+            (
+                "contexts of another size",
+                "contexts and shapes[0] != shapes[1]",
+                "contexts and shapes[0][0] != shapes[1][0]",
+            )
         ],
     },
     rows: {

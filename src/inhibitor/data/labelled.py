@@ -56,6 +56,10 @@ class LabelledData:
             "files": {split.name: {"file": split.file, "sha256": split.sha256} for split in splits if split.file},
         }
 
+    def digests(self) -> dict[str, str | int]:
+        """What tells the splits from others: the SHA-256 of a file; of a split from the hub its number of rows."""
+        return {split.name: split.sha256 or len(split.rows) for split in self.splits.values()}
+
     def overlap(self) -> dict[str, int]:
         """Rows of each evaluation split whose texts the training split has too, by what the rows are."""
         seen = set(self._texts(self.splits["train"]))

@@ -1,9 +1,7 @@
 """One distillation from recipe to report: resumable stage by stage, layer by layer, checkpoint by checkpoint."""
 
 import shutil
-from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -68,6 +66,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     tallies = [contents.tally for contents in text.values()]
     tallies += [split.tally for split in labelled.splits.values()] if labelled is not None else []
     if processes().is_main_process:
+        run.hold_to({str(path): sha256(path) for path in text} | (labelled.digests() if labelled is not None else {}))
         write_quarantine(run.path, tallies)
     set_seed(config.seed)
     with energy.Meter(carbon_intensity=config.carbon_intensity) as meter:
@@ -83,14 +82,6 @@ def _rounded(integers: IntegersConfig) -> Int8Config:
         weights=integers.weights,
         embeddings="fake" if integers.embeddings else "float",
     )
-
-
-def _digests(text: Iterable[str], labelled: LabelledData | None) -> list[Any]:
-    """What tells that data are the same as before: the SHA-256 of files; of a split from the hub its number of rows."""
-    found: list[Any] = [sha256(Path(path)) for path in text]
-    if labelled is not None:
-        found += [[split.name, split.sha256 or len(split.rows)] for split in labelled.splits.values()]
-    return found
 
 
 class _Distillation:
@@ -116,7 +107,6 @@ class _Distillation:
         self.progress: dict[str, Any] = {
             "saves": 0,
             "teacher": {"sha256": self.teacher.digest()},
-            "data": _digests(counts, labelled),
             "states": [],
             "stages": [],
             "parameters": {},
@@ -299,13 +289,6 @@ class _Distillation:
                 expected="the teacher that this run began with",
                 got="other weights under its name",
                 remedy="Put the old weights back, or choose another output.",
-            )
-        if progress.get("data", self.progress["data"]) != self.progress["data"]:
-            raise RunError(
-                str(self.run.path),
-                expected="the text and rows that this run began with",
-                got="files of other contents under their names",
-                remedy="Put the old files back, or choose another output.",
             )
         self.progress = progress
         if "int8" in progress:

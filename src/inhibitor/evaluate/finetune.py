@@ -100,6 +100,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with processes().main_process_first():
         run = Run.start(config.output, config)
     if processes().is_main_process:
+        run.hold_to(labelled.digests())
         write_quarantine(run.path, [split.tally for split in labelled.splits.values()])
     encoded, truncated = encode(labelled, tokenizer, config.max_length)
     train = encoded.pop(labelled.splits["train"].name)
