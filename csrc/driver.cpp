@@ -85,7 +85,8 @@ int32_t decode_heads(const Problem& p, int64_t first, int64_t heads, int64_t thr
   });
   if (!added) return 1;
   for (int64_t row = 0; row < heads * rows; row++) {
-    const int64_t head = first * rows / p.queries + row / p.queries, query = row % p.queries;  // rows of a key head are its heads' queries
+    // Rows of a key head are its heads' queries.
+    const int64_t head = first * rows / p.queries + row / p.queries, query = row % p.queries;
     char* place = head_of(p.output, 4, head / p.heads, head % p.heads) + query * p.output.stride[2] * 4;
     float* target = reinterpret_cast<float*>(place);
     for (int64_t f = 0; f < features; f++) target[f] = 0.0f;
