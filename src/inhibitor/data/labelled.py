@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from inhibitor.data.files import ROW_SUFFIXES, OnBadRow, Row, RowError, Tally, check_text, read_rows
 from inhibitor.data.tasks import TASKS, Task
 from inhibitor.errors import DataError
+from inhibitor.runs import sha256
 
 SHIPPED = Path(__file__).parent
 REMEDY = "Rename the columns as the Hugging Face hub does."
@@ -217,10 +218,8 @@ def _names(splits: Sequence[str]) -> str:
 def _from_file(task: Task, path: Path, split: str, on_bad_row: OnBadRow) -> Split:
     tally = Tally(on_bad_row)
     rows = _checked(task, str(path), read_rows(path, (*task.texts, "label"), tally), tally, _blind(task, split))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     part = path.stem.startswith(f"{split}_")
-    return Split(path.stem if part else split, rows, tally, path.name, digest)
+    return Split(path.stem if part else split, rows, tally, path.name, sha256(path))
 
 
 def _from_hub(task: Task, split: str, on_bad_row: OnBadRow) -> Split:

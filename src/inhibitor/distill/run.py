@@ -28,10 +28,9 @@ from inhibitor.evaluate.evaluate import headline, score
 from inhibitor.models.attention import contexts, inhibitor_layers
 from inhibitor.models.config import Int8Config
 from inhibitor.models.int8 import attach_int8
-from inhibitor.models.loading import sha256
 from inhibitor.quantization import quantize
 from inhibitor.quantization.quantize import check as check_quantizable
-from inhibitor.runs import METRICS, Run, check_folder
+from inhibitor.runs import METRICS, Run, check_folder, sha256
 from inhibitor.training import processes
 
 STAGES, CHECKPOINTS = "stages", "checkpoints"

@@ -56,10 +56,8 @@ class InhibitorAttention(nn.Module):
         if self.query_gain is None:
             return self.eta
         with torch.autocast(query.device.type, enabled=False):
-            return (
-                self.eta.unsqueeze(-1)
-                * (query.to(accumulation_dtype(query.dtype)) * self.query_gain.unsqueeze(1)).sum(-1).exp()
-            )
+            wide = query.to(accumulation_dtype(query.dtype))
+            return self.eta.unsqueeze(-1) * (wide * self.query_gain.unsqueeze(1)).sum(-1).exp()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float

@@ -28,7 +28,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from inhibitor.errors import ModelError
-from inhibitor.models.loading import DIFFERENCE, WEIGHTS, load_pretrained, sha256, weights_file
+from inhibitor.models.loading import DIFFERENCE, WEIGHTS, load_pretrained, weights_file
+from inhibitor.runs import sha256
 
 FORMAT = "1"
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "token")

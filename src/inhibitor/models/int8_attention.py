@@ -1,5 +1,6 @@
 """Inhibitor attention on the integer operator, trainable."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class IntegerInhibitorAttention(InhibitorAttention):
         """Context of shape (batch, heads, queries, value_dim)."""
         gain = self.gain(query)
         exact = self._exact(query, key, value, gain, attn_mask, is_causal, scale)
-        trained = query, key, value, gain, *self.parameters()
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in trained):
+        tensors = chain((query, key, value, gain), self.parameters())
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
             return exact
         low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
         query_key_step, value_step = self.steps()

